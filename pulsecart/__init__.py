@@ -1,0 +1,61 @@
+"""pulsecart validates commerce events and publishes them to Google Pub/Sub.
+
+    async with MemoryTransport() as transport:
+        receipt = await Producer(transport).ingest(body)
+
+These are the names of the core. Transports are in `pulsecart.transports`, the event classes in
+`pulsecart.events`, the HTTP service in `pulsecart.app`.
+"""
+
+from pulsecart.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    DefinitionError,
+    EventError,
+    Fault,
+    InvalidEvent,
+    MalformedBody,
+    MessageRefused,
+    MessageTooLarge,
+    MissingEventType,
+    PublishError,
+    PulsecartError,
+    SettingsError,
+    TransportClosed,
+    UnknownEventType,
+)
+from pulsecart.events import Catalog, Event, event, load_catalog
+from pulsecart.ids import new_event_id, trace_id_of
+from pulsecart.message import Message, Receipt
+from pulsecart.ports import Clock, IdFactory, Transport
+from pulsecart.producer import Producer
+
+__all__ = [
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "Catalog",
+    "Clock",
+    "DefinitionError",
+    "Event",
+    "EventError",
+    "Fault",
+    "IdFactory",
+    "InvalidEvent",
+    "MalformedBody",
+    "Message",
+    "MessageRefused",
+    "MessageTooLarge",
+    "MissingEventType",
+    "Producer",
+    "PublishError",
+    "PulsecartError",
+    "Receipt",
+    "SettingsError",
+    "Transport",
+    "TransportClosed",
+    "UnknownEventType",
+    "event",
+    "load_catalog",
+    "new_event_id",
+    "trace_id_of",
+]

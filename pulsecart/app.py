@@ -1,0 +1,77 @@
+"""The service as an ASGI application. This is the one place where transport, core and HTTP meet."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from pulsecart.errors import BrokerUnavailable
+from pulsecart.events import load_catalog
+from pulsecart.http.dev import messages
+from pulsecart.http.health import alive, ready
+from pulsecart.http.ingest import ingest
+from pulsecart.http.problems import EXCEPTION_HANDLERS
+from pulsecart.ports import Transport
+from pulsecart.producer import Producer
+from pulsecart.settings import Settings, load_settings
+from pulsecart.transports import EmulatorTransport, MemoryTransport
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger("pulsecart")
+
+
+def create_app(settings: Settings | None = None, *, transport: Transport | None = None) -> Starlette:
+    """Make the application, for any ASGI server: `uvicorn --factory pulsecart.app:create_app`.
+
+    Settings are read from the environment where none are given. A transport may be given in place
+    of the one the settings name; it is opened and closed with the application.
+    Raises `SettingsError` or `DefinitionError`.
+    """
+    settings = load_settings() if settings is None else settings
+    transport = _make_transport(settings) if transport is None else transport
+    producer = Producer(transport, catalog=load_catalog(settings.events))
+
+    async def missing_topics() -> list[str]:
+        missing = await transport.check(producer.catalog.topics)
+        if missing and settings.creates_topics and isinstance(transport, EmulatorTransport):
+            await transport.create_topics(missing)
+            return []
+        return missing
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with transport:
+            try:
+                missing = await missing_topics()
+            except BrokerUnavailable as error:
+                # No reason not to start: it may come, callers get a 503 until then, and /readyz tells.
+                _log.warning("The broker is not available yet: %s", error)
+            else:
+                for topic in missing:
+                    _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
+            yield
+
+    routes = [
+        Route(
+            "/events/ingest",
+            ingest(producer, max_body_bytes=settings.max_body_bytes, body_timeout=settings.body_timeout),
+            methods=["POST"],
+        ),
+        Route("/health", alive),
+        Route("/livez", alive),
+        Route("/readyz", ready(missing_topics)),
+    ]
+    if settings.environment == "dev" and isinstance(transport, MemoryTransport):
+        routes.append(Route("/dev/messages", messages(transport), methods=["GET", "DELETE"]))
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+
+
+def _make_transport(settings: Settings) -> Transport:
+    if settings.transport == "memory":
+        return MemoryTransport()
+    return EmulatorTransport(
+        project=settings.project, host=settings.emulator_host, deadline=settings.publish_deadline
+    )

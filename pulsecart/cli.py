@@ -1,0 +1,77 @@
+"""The command line: `pulsecart serve`."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import attrs
+import click
+import uvicorn
+
+from pulsecart.errors import DefinitionError, SettingsError
+from pulsecart.events import load_catalog
+from pulsecart.settings import Settings, load_settings
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pulsecart", message="%(prog)s %(version)s")
+def main() -> None:
+    """Validate commerce events and publish them to Google Pub/Sub."""
+
+
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each setting, named as its field."""
+    for setting in reversed(attrs.fields(Settings)):
+        metadata = setting.metadata
+        command = click.option(
+            f"--{setting.name.replace('_', '-')}",
+            setting.name,
+            metavar=metadata["variable"],
+            help=f"{metadata['help']} Default: {metadata['default']}.",
+        )(command)
+    return command
+
+
+@main.command(context_settings={"max_content_width": 100})
+@_settings_options
+def serve(**options: str | None) -> None:
+    """Serve HTTP.
+
+    Each option can also be set by the environment variable shown behind it, or in a file .env in
+    the working directory. An option goes before the environment, and that before the file.
+    """
+    # Worker processes read the environment too, so the options are put there: one way for all.
+    for setting in attrs.fields(Settings):
+        if options[setting.name] is not None:
+            os.environ[setting.metadata["variable"]] = options[setting.name] or ""
+    sys.path.insert(0, os.getcwd())  # for modules of PULSECART_EVENTS, as with python -m
+    try:
+        settings = load_settings()
+        load_catalog(settings.events)
+    except SettingsError as error:
+        raise click.UsageError("\n  ".join(["the settings do not work:", *error.problems])) from None
+    except DefinitionError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(_banner(settings), err=True)
+    uvicorn.run(
+        "pulsecart.app:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        access_log=False,
+        server_header=False,
+    )
+
+
+def _banner(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    if settings.transport == "memory":
+        target = "to memory, which keeps nothing when it stops; see GET /dev/messages"
+    else:
+        target = f"to the Pub/Sub emulator at {settings.emulator_host}, project {settings.project}"
+    return f"pulsecart ({settings.environment}) on http://{host}:{settings.port} publishes {target}"
+
+

@@ -1,0 +1,32 @@
+"""Event classes: how to define them, the commerce pipeline's own, and the catalog of all."""
+
+from pulsecart.events.base import Event, FieldError, event, max_bytes, non_empty
+from pulsecart.events.catalog import Catalog, load_catalog
+from pulsecart.events.commerce import (
+    CartAbandoned,
+    CartItemAdded,
+    LowStockAlert,
+    OrderPlaced,
+    PaymentFailed,
+    PersonalizedSend,
+    ProductViewed,
+    SearchPerformed,
+)
+
+__all__ = [
+    "CartAbandoned",
+    "CartItemAdded",
+    "Catalog",
+    "Event",
+    "FieldError",
+    "LowStockAlert",
+    "OrderPlaced",
+    "PaymentFailed",
+    "PersonalizedSend",
+    "ProductViewed",
+    "SearchPerformed",
+    "event",
+    "load_catalog",
+    "max_bytes",
+    "non_empty",
+]

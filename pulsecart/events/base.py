@@ -1,0 +1,160 @@
+"""The class that every event extends, the decorator that declares one, and validators for fields.
+
+    @event("order.placed", topic="pulsecart.commerce-events")
+    @frozen(kw_only=True)
+    class OrderPlaced(Event):
+        order_id: str = field(validator=non_empty)
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+from attrs import field, frozen
+
+from pulsecart.errors import DefinitionError
+
+__all__ = ["MAX_ID_BYTES", "Event", "FieldError", "declared", "describe", "event", "max_bytes", "non_empty"]
+
+MAX_ID_BYTES = 1024
+"""Pub/Sub's limit for an ordering key and for an attribute's value, in bytes of UTF-8."""
+
+# https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
+_TOPIC = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
+
+
+class FieldError(ValueError):
+    """A field's value is refused, with the code to report (see `Fault.code`).
+
+    A validator may raise it, or any other `ValueError` or `TypeError`, which is reported as `invalid`.
+    """
+
+    def __init__(self, message: str, code: str = "invalid") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def non_empty(_instance: Any, _attribute: "attrs.Attribute[str]", value: Any) -> None:
+    """Validate that a field is a string with at least one character."""
+    if not isinstance(value, str):
+        raise FieldError(f"expected a string, got {type(value).__name__}", "wrong-type")
+    if not value:
+        raise FieldError("must not be empty", "empty")
+
+
+def max_bytes(limit: int) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
+    """Return a validator: the string has at most `limit` bytes in UTF-8."""
+
+    def validate(_instance: Any, _attribute: "attrs.Attribute[str]", value: str) -> None:
+        # A character has at most 4 bytes, so a short string needs no encoding to be judged.
+        if len(value) * 4 > limit and (size := len(value.encode())) > limit:
+            raise FieldError(f"has {size:,} bytes of UTF-8; the limit is {limit:,}", "too-long")
+
+    return validate
+
+
+def _json_object(_instance: Any, _attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not (isinstance(value, Mapping) or attrs.has(type(value))):
+        raise FieldError(f"expected an object, got {describe(value)}", "wrong-type")
+
+
+def _with_offset(_instance: Any, _attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not isinstance(value, datetime):
+        raise FieldError(f"expected a datetime, got {type(value).__name__}", "wrong-type")
+    if value.utcoffset() is None:
+        raise FieldError("has no offset: a time without one names no moment; use datetime.now(UTC)")
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise FieldError("is outside the years 1 to 9999 in UTC", "out-of-range") from None
+
+
+def describe(value: Any) -> str:
+    """Name a JSON value's kind, for a message. The value itself may be personal data: it is not shown."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, (list, tuple)):
+        return "an array"
+    return "a number"
+
+
+@frozen(kw_only=True)
+class Event:
+    """What every event has. Extend it, and declare the subclass with `@event`."""
+
+    event_type: ClassVar[str]
+    topic: ClassVar[str]
+
+    event_id: str | None = field(
+        default=None, validator=attrs.validators.optional([non_empty, max_bytes(MAX_ID_BYTES)])
+    )
+    """1 to 1024 bytes of UTF-8; generated where missing. Consumers drop duplicates by it."""
+
+    timestamp: datetime | None = field(default=None, validator=attrs.validators.optional(_with_offset))
+    """When it happened, with an offset; generated where missing, published in UTC."""
+
+    user_id: str = field(validator=[non_empty, max_bytes(MAX_ID_BYTES)])
+    """1 to 1024 bytes of UTF-8. A user's events are delivered in order."""
+
+    payload: Any = field(validator=_json_object)
+    """A JSON object, free in form. A subclass may type it with an attrs class of its own."""
+
+
+EventClass = TypeVar("EventClass", bound=type[Event])
+_declared: list[type[Event]] = []
+
+
+def event(event_type: str, *, topic: str = "") -> Callable[[EventClass], EventClass]:
+    """Declare an event class: its type's name, and the short name of the topic it is published to.
+
+    The class is a frozen, slotted, keyword-only attrs class: put `@frozen(kw_only=True)` below.
+    Raises `DefinitionError` where the class or a name cannot work.
+    """
+
+    def declare(cls: EventClass) -> EventClass:
+        problem = _problem(cls, event_type, topic)
+        if problem:
+            raise DefinitionError(f"{cls.__module__}.{cls.__qualname__} (event type {event_type!r}): {problem}")
+        cls.event_type = event_type
+        cls.topic = topic
+        _declared.append(cls)
+        return cls
+
+    return declare
+
+
+def declared() -> tuple[type[Event], ...]:
+    """Return all event classes declared in this process so far, in order."""
+    return tuple(_declared)
+
+
+def _problem(cls: type, event_type: Any, topic: Any) -> str | None:
+    if not issubclass(cls, Event):
+        return "extend pulsecart.Event"
+    if "__attrs_attrs__" not in cls.__dict__:
+        return "put @frozen(kw_only=True) from attrs between @event and the class"
+    if cls.__dictoffset__ or cls.__setattr__ is object.__setattr__:
+        return "make it frozen and slotted: use attrs' @frozen(kw_only=True)"
+    fields = attrs.fields_dict(cls)
+    if positional := [name for name, attribute in fields.items() if not attribute.kw_only]:
+        return f"make it keyword-only, @frozen(kw_only=True): {', '.join(positional)} is positional"
+    if reserved := fields.keys() & {"event_type", "topic"}:
+        return f"a field cannot be named {sorted(reserved)[0]!r}: the name is taken by what the decorator declares"
+    if not isinstance(event_type, str) or not 1 <= len(event_type.encode()) <= MAX_ID_BYTES:
+        return f"the event type must be a string of 1 to {MAX_ID_BYTES} bytes"
+    if not topic:
+        return "it names no topic; write @event(…, topic='…')"
+    if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
+        return (
+            f"the topic {topic!r} is no Pub/Sub topic name: 3 to 255 of A-Z a-z 0-9 - _ . ~ + %, "
+            "a letter first, not starting with 'goog'; write the short name, without projects/…"
+        )
+    return None

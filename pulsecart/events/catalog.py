@@ -1,0 +1,106 @@
+"""The catalog: which event types there are, and the class of each."""
+
+import importlib
+from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
+from pulsecart.events.base import Event, declared, describe
+from pulsecart.events.structure import MAX_NAME, faults, nearest, prepare, structure
+
+__all__ = ["ENTRY_POINTS", "Catalog", "load_catalog"]
+
+ENTRY_POINTS = "pulsecart.events"
+"""The entry-point group in which a package names its modules of event classes."""
+
+
+class Catalog:
+    """Event classes by their event type. Immutable.
+
+    Raises `DefinitionError`, naming both sides, where two classes claim one event type.
+    """
+
+    def __init__(self, classes: Iterable[type[Event]]) -> None:
+        self._classes: dict[str, type[Event]] = {}
+        for cls in classes:
+            if "event_type" not in cls.__dict__:
+                raise DefinitionError(f"{_name(cls)} is not declared: put @event('…', topic='…') above it")
+            other = self._classes.setdefault(cls.event_type, cls)
+            if other is not cls:
+                raise DefinitionError(
+                    f"two classes claim the event type {cls.event_type!r}: {_name(other)} and {_name(cls)}"
+                )
+            prepare(cls)
+
+    def __iter__(self) -> Iterator[type[Event]]:
+        return iter(self._classes.values())
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics of all event types, sorted."""
+        return sorted({cls.topic for cls in self})
+
+    def structure(self, document: dict[str, Any]) -> Event:
+        """Make an event of a decoded JSON object, which is left without its `event_type`.
+
+        Raises `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
+        """
+        if "event_type" not in document:
+            known = ", ".join(self._classes)
+            raise MissingEventType(
+                "The body has no event_type.",
+                [Fault("/event_type", "missing", f"is required, but missing; known are {known}")],
+            )
+        name = document.pop("event_type")
+        if type(name) is not str or not name:
+            wrong = (
+                Fault("/event_type", "wrong-type", f"expected a string, got {describe(name)}")
+                if name != ""
+                else Fault("/event_type", "empty", "must not be empty")
+            )
+            raise InvalidEvent("The event_type is not a name.", [wrong, *self._common_faults(document)])
+        if name not in self._classes:
+            hint = nearest(name, self._classes) or f"; known are {', '.join(self._classes)}"
+            wrong = Fault("/event_type", "unknown", f"{name[:MAX_NAME]!r} is not in the catalog{hint}")
+            raise UnknownEventType(f"The event_type is unknown{hint}.", [wrong, *self._common_faults(document)])
+        return structure(document, self._classes[name])
+
+    @staticmethod
+    def _common_faults(document: dict[str, Any]) -> Iterator[Fault]:
+        """Yield the faults in the fields that every event has: all that can be judged without a class."""
+        return faults(document, Event, unknown=False)
+
+
+def load_catalog(modules: Iterable[str] = ()) -> Catalog:
+    """Make the catalog of the commerce events, the installed entry points' modules, and these.
+
+    A module contributes the classes declared in it and below it, and those it imports by name.
+    Raises `DefinitionError` where a module cannot be imported or has none, or as `Catalog` does.
+    """
+    sources = {"pulsecart.events.commerce": "built in"}
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        sources.setdefault(entry_point.value, f"entry point {entry_point.name!r} of {ENTRY_POINTS}")
+    for module in modules:
+        sources.setdefault(module, "PULSECART_EVENTS")
+    return Catalog(cls for module, source in sources.items() for cls in _classes_of(module, source))
+
+
+def _classes_of(name: str, source: str) -> list[type[Event]]:
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # whatever the module's own code raises
+        raise DefinitionError(
+            f"the module {name!r} ({source}) does not import: {type(error).__name__}: {error}"
+        ) from error
+    imported = [value for value in vars(module).values() if isinstance(value, type)]
+    classes = [
+        cls for cls in declared() if cls in imported or cls.__module__ == name or cls.__module__.startswith(f"{name}.")
+    ]
+    if not classes:
+        raise DefinitionError(f"the module {name!r} ({source}) declares no event class; declare one with @event")
+    return classes
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,373 @@
+"""Decoded JSON into event classes: strictly, and with every fault at once.
+
+cattrs structures each event, with hooks that take away its coercions, and stops at the first fault.
+Only then is the value walked a second time, to explain all that is wrong with it.
+"""
+
+import difflib
+import types
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from itertools import islice
+from math import isinf
+from re import ASCII
+from re import compile as regex
+from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
+
+import attrs
+from cattrs import Converter
+from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn, override
+
+from pulsecart.errors import DefinitionError, Fault, InvalidEvent
+from pulsecart.events.base import Event, FieldError, describe
+
+__all__ = ["MAX_FAULTS", "faults", "nearest", "prepare", "structure"]
+
+EventT = TypeVar("EventT", bound=Event)
+Hook = Callable[[Any, Any], Any]
+
+MAX_FAULTS = 100
+"""How many faults one error lists: more would help nobody, and cost the time of an answer."""
+
+MAX_NAME = 200
+"""How many characters of a name that a body brings are repeated, or compared with the known names."""
+
+
+def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
+    """Make an event of its decoded fields (all but `event_type`).
+
+    Raises `InvalidEvent` with every fault, up to `MAX_FAULTS`.
+    """
+    try:
+        return _converter.structure(fields, cls)
+    except (ValueError, TypeError, KeyError, ForbiddenExtraKeysError) as error:
+        found = list(islice(faults(fields, cls), MAX_FAULTS))
+        if not found:
+            # No field is at fault by itself: the class's own __attrs_post_init__ or converter refused.
+            if not isinstance(error, (ValueError, TypeError)):
+                raise
+            found = [_refusal(error, "")]
+    raise InvalidEvent(f"The body is not a valid {cls.event_type!r} event.", found)
+
+
+def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True) -> Iterator[Fault]:
+    """Yield what is wrong with an event's decoded fields; without `unknown`, only what is wrong with known ones."""
+    return _object_faults(fields, cls, "", unknown=unknown)
+
+
+def prepare(cls: type[Event]) -> None:
+    """Build what `structure` needs for a class, so that start, not the first event, pays and fails.
+
+    Raises `DefinitionError` where the type of a field cannot be read strictly.
+    """
+    _require_readable(cls, f"{cls.__module__}.{cls.__qualname__}", set())
+    _converter.get_structure_hook(cls)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known name nearest to this one, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=1) if len(name) <= MAX_NAME else []
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+# Scalars. JSON decodes to these types exactly (numbers to int and Decimal), and no value is turned
+# into another kind: "3" is no number, null is no string, true is no 1.
+
+
+def _string(value: Any, _type: Any = None) -> str:
+    if type(value) is not str:
+        raise FieldError(f"expected a string, got {describe(value)}", "wrong-type")
+    return value
+
+
+def _boolean(value: Any, _type: Any = None) -> bool:
+    if type(value) is not bool:
+        raise FieldError(f"expected true or false, got {describe(value)}", "wrong-type")
+    return value
+
+
+def _integer(value: Any, _type: Any = None) -> int:
+    if type(value) is not int:
+        got = "a number with a fraction or an exponent" if type(value) is Decimal else describe(value)
+        raise FieldError(f"expected an integer, got {got}", "wrong-type")
+    return value
+
+
+def _number(value: Any, _type: Any = None) -> Decimal:
+    if type(value) is Decimal:
+        return value
+    if type(value) is int:
+        return Decimal(value)
+    raise FieldError(f"expected a number, got {describe(value)}", "wrong-type")
+
+
+def _binary64(value: Any, _type: Any = None) -> float:
+    number = float(_number(value))
+    if isinf(number):
+        raise FieldError("is too large for a 64-bit floating-point number", "out-of-range")
+    return number
+
+
+# RFC 3339, section 5.6. datetime.fromisoformat() reads more than that, so the form is checked first.
+_RFC3339 = regex(
+    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", ASCII
+)
+_LONGEST_TIMESTAMP = 64
+
+
+def _timestamp(value: Any, _type: Any = None) -> datetime:
+    """A time of RFC 3339 with an offset. Digits finer than a microsecond are cut off."""
+    text = _string(value)
+    if len(text) > _LONGEST_TIMESTAMP or not _RFC3339.fullmatch(text):
+        raise FieldError("expected a time of RFC 3339 with an offset, such as 2026-01-31T12:00:00Z")
+    try:
+        return datetime.fromisoformat(text.upper())
+    except ValueError as error:
+        leap = ", and a leap second cannot be represented: send second 59" if text[17:19] == "60" else ""
+        raise FieldError(f"is not a time: {error}{leap}", "out-of-range") from None
+
+
+def _utc_timestamp(value: Any, _type: Any = None) -> datetime:
+    try:
+        return _timestamp(value).astimezone(UTC)
+    except OverflowError:
+        raise FieldError("is outside the years 1 to 9999 in UTC", "out-of-range") from None
+
+
+def _anything(value: Any, _type: Any = None) -> Any:
+    return value
+
+
+_Utc = NewType("_Utc", datetime)
+
+_SCALARS: dict[Any, Hook] = {
+    str: _string,
+    bool: _boolean,
+    int: _integer,
+    Decimal: _number,
+    float: _binary64,
+    datetime: _timestamp,
+    _Utc: _utc_timestamp,
+    Any: _anything,
+}
+
+# The two optional fields of every event. Their classes say `None` for "not yet enriched"; a body
+# leaves them out, and a null in a body is as wrong there as in any string.
+_READ_AS = {"event_id": str, "timestamp": _Utc}
+
+
+# Types made of types.
+
+
+def _inner(type_: Any) -> tuple[str, Any]:
+    """Say how a type is read from JSON, and the type inside it, where there is one."""
+    if get_origin(type_) is Annotated:
+        return _inner(get_args(type_)[0])
+    if type_ in _SCALARS:
+        return "scalar", type_
+    if isinstance(type_, type) and issubclass(type_, Enum) and {type(m.value) for m in type_} <= {str, int}:
+        return "enum", type_
+    if isinstance(type_, type) and attrs.has(type_):
+        return "object", type_
+    origin, args = get_origin(type_) or type_, get_args(type_)
+    if origin is list:
+        return "list", args[0] if args else Any
+    if origin is dict and (not args or args[0] is str):
+        return "dict", args[1] if args else Any
+    if origin in (Union, types.UnionType) and len(args) == 2 and type(None) in args:
+        return "optional", args[0] if args[1] is type(None) else args[1]
+    raise DefinitionError(
+        f"the type {type_!r} has no strict reading from JSON; use str, bool, int, Decimal, float, datetime, "
+        "an Enum of strings or integers, X | None, list[X], dict[str, X] or an attrs class"
+    )
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    """Return the types of the fields that a body may have for an attrs class, by name."""
+    read_as = _READ_AS if issubclass(cls, Event) else {}
+    return {a.name: read_as.get(a.name, a.type or Any) for a in attrs.fields(cls) if a.init}
+
+
+def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
+    try:
+        kind, inner = _inner(type_)
+        fields = _fields(attrs.resolve_types(inner)) if kind == "object" and inner not in seen else {}
+    except (DefinitionError, NameError) as error:
+        raise DefinitionError(f"{where}: {error}") from error
+    if kind == "object":
+        seen.add(inner)
+        for name, field_type in fields.items():
+            _require_readable(field_type, f"{where}.{name}", seen)
+    elif kind in ("list", "dict", "optional"):
+        _require_readable(inner, where, seen)
+
+
+def _make_hook(type_: Any, converter: Converter) -> Hook:
+    kind, inner = _inner(type_)
+    return _HOOKS[kind](inner, converter)
+
+
+def _enum_hook(cls: type[Enum], _converter: Converter) -> Hook:
+    # Keyed by kind too: to Python 1, 1.0 and True are the same key.
+    members = {(type(member.value), member.value): member for member in cls}
+    allowed = ", ".join(repr(member.value) for member in cls)
+
+    def hook(value: Any, _type: Any) -> Enum:
+        if type(value) not in (str, int) or (type(value), value) not in members:
+            raise FieldError(f"expected one of {allowed}")
+        return members[type(value), value]
+
+    return hook
+
+
+def _list_hook(item: Any, converter: Converter) -> Hook:
+    def hook(value: Any, _type: Any) -> list[Any]:
+        return [converter.structure(element, item) for element in _array(value)]
+
+    return hook
+
+
+def _dict_hook(item: Any, converter: Converter) -> Hook:
+    def hook(value: Any, _type: Any) -> dict[str, Any]:
+        return {key: converter.structure(element, item) for key, element in _object(value).items()}
+
+    return hook
+
+
+def _optional_hook(some: Any, converter: Converter) -> Hook:
+    def hook(value: Any, _type: Any) -> Any:
+        return None if value is None else converter.structure(value, some)
+
+    return hook
+
+
+def _object_hook(cls: type, converter: Converter) -> Hook:
+    attrs.resolve_types(cls)
+    overrides = {name: override(struct_hook=_SCALARS[t]) for name, t in _READ_AS.items()}
+    generated = make_dict_structure_fn(
+        cls,
+        converter,
+        _cattrs_forbid_extra_keys=True,
+        _cattrs_detailed_validation=False,
+        **(overrides if issubclass(cls, Event) else {}),
+    )
+
+    def hook(value: Any, _type: Any) -> Any:
+        return generated(_object(value), cls)
+
+    return hook
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise FieldError(f"expected an object, got {describe(value)}", "wrong-type")
+    return value
+
+
+def _array(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise FieldError(f"expected an array, got {describe(value)}", "wrong-type")
+    return value
+
+
+_HOOKS: dict[str, Callable[[Any, Converter], Hook]] = {
+    "scalar": lambda type_, _converter: _SCALARS[type_],
+    "enum": _enum_hook,
+    "object": _object_hook,
+    "list": _list_hook,
+    "dict": _dict_hook,
+    "optional": _optional_hook,
+}
+
+_converter = Converter(detailed_validation=False)
+_converter.register_structure_hook_factory(lambda _type: True, _make_hook)
+for _scalar in (str, bool, int, float):  # for these the converter has coercing hooks that go before any factory
+    _converter.register_structure_hook(_scalar, _SCALARS[_scalar])
+
+
+# The second walk. It finds a fault exactly where the first one stops.
+
+
+def _faults(value: Any, type_: Any, pointer: str) -> Iterator[Fault]:
+    kind, inner = _inner(type_)
+    try:
+        if kind == "object":
+            yield from _object_faults(_object(value), inner, pointer)
+        elif kind == "list":
+            for index, element in enumerate(_array(value)):
+                yield from _faults(element, inner, f"{pointer}/{index}")
+        elif kind == "dict":
+            for key, element in _object(value).items():
+                yield from _faults(element, inner, _below(pointer, key))
+        elif kind == "optional":
+            if value is not None:
+                yield from _faults(value, inner, pointer)
+        else:
+            _converter.structure(value, type_)
+    except FieldError as error:
+        yield _refusal(error, pointer)
+
+
+def _object_faults(
+    value: dict[str, Any], cls: type, pointer: str, *, unknown: bool = True
+) -> Iterator[Fault]:
+    attributes = attrs.fields_dict(cls)
+    fields = _fields(cls)
+    # As much of the instance as the body allows, for validators that look at their neighbours.
+    instance = object.__new__(cls)
+    at_fault = False
+    for name, type_ in fields.items():
+        if name not in value:
+            if attributes[name].default is attrs.NOTHING:
+                at_fault = True
+                yield Fault(_below(pointer, name), "missing", "is required, but missing")
+            else:
+                object.__setattr__(instance, name, _default(attributes[name], instance))
+            continue
+        found = list(islice(_faults(value[name], type_, _below(pointer, name)), MAX_FAULTS))
+        if found:
+            at_fault = True
+            yield from found
+        else:
+            object.__setattr__(instance, name, _converter.structure(value[name], type_))
+
+    for name in (name for name in fields if name in value):
+        attribute = attributes[name]
+        if attribute.validator is None or attribute.converter is not None or not hasattr(instance, name):
+            continue
+        try:
+            attribute.validator(instance, attribute, getattr(instance, name))
+        except (ValueError, TypeError) as error:
+            yield _refusal(error, _below(pointer, name))
+        except AttributeError:
+            if not at_fault:
+                raise
+            # It looks at a neighbour that is itself at fault, and can judge once that is mended.
+
+    if unknown:
+        known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
+        for name in (name for name in value if name not in fields):
+            hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
+            yield Fault(_below(pointer, name), "unknown", f"is no field here{hint}")
+
+
+def _default(attribute: "attrs.Attribute[Any]", instance: Any) -> Any:
+    default = attribute.default
+    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return default
+    return default.factory(instance) if default.takes_self else default.factory()
+
+
+def _refusal(error: Exception, pointer: str) -> Fault:
+    # attrs' own validators put the message first, and more for programs behind it.
+    message = str(error.args[0]) if error.args else type(error).__name__
+    return Fault(pointer, getattr(error, "code", "invalid"), message)
+
+
+def _below(pointer: str, name: str) -> str:
+    """Return the JSON pointer (RFC 6901, section 3) to a member of an object."""
+    short = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
+    return f"{pointer}/{short.replace('~', '~0').replace('/', '~1')}"

@@ -1,0 +1,101 @@
+"""`POST /events/ingest`: one event a request, answered once the broker has it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pulsecart.http.problems import Problem, ProblemError
+from pulsecart.producer import Producer
+
+__all__ = ["ingest"]
+
+
+def ingest(
+    producer: Producer, *, max_body_bytes: int, body_timeout: float
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint. A body may have `max_body_bytes` and take `body_timeout` seconds to arrive."""
+
+    async def endpoint(request: Request) -> Response:
+        _require_json(request.headers)
+        receipt = await producer.ingest(await _read(request, max_body_bytes, body_timeout))
+        answer = {
+            "status": "accepted",
+            "event_id": receipt.event_id,
+            "message_id": receipt.message_id,
+            "trace_id": receipt.trace_id,
+        }
+        return Response(msgspec.json.encode(answer), 202, media_type="application/json")
+
+    return endpoint
+
+
+def _require_json(headers: Headers) -> None:
+    media_type, _, parameters = headers.get("content-type", "").lower().partition(";")
+    charset = parameters.replace(" ", "").replace('"', "")
+    if media_type.strip() != "application/json" or charset not in ("", "charset=utf-8", "charset=us-ascii"):
+        got = headers.get("content-type", "")[:100]
+        raise _unsupported(
+            f"Send the header Content-Type: application/json; this request has {got!r}."
+            if got
+            else "Send the header Content-Type: application/json; this request has none.",
+            {"Accept": "application/json"},
+        )
+    if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+        raise _unsupported(
+            f"Send the body as it is, without Content-Encoding; this request has {coding[:100]!r}.",
+            {"Accept-Encoding": "identity"},
+        )
+
+
+def _unsupported(detail: str, headers: dict[str, str]) -> ProblemError:
+    return ProblemError(
+        Problem(
+            status=415,
+            type="unsupported-media-type",
+            title="The body is not sent as JSON",
+            detail=detail,
+            headers=headers,
+        )
+    )
+
+
+async def _read(request: Request, limit: int, seconds: float) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise ProblemError(
+            Problem(
+                status=408,
+                type="request-timeout",
+                title="The body arrived too slowly",
+                detail=f"The body was not complete within {seconds:g} seconds; {size:,} bytes of it had come.",
+                headers={"Connection": "close"},
+            )
+        ) from None
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(
+        Problem(
+            status=413,
+            type="body-too-large",
+            title="The body is too large",
+            detail=f"The body has more than {limit:,} bytes, which is the limit.",
+            more={"limit": limit},
+        )
+    )

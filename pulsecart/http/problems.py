@@ -1,0 +1,160 @@
+"""Problem details (RFC 9457): the form of every error that the service answers.
+
+A 4xx but 408 is never retryable: the same request fails again. A 5xx always is.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from attrs import field, frozen
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from pulsecart.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    EventError,
+    Fault,
+    InvalidEvent,
+    MalformedBody,
+    MessageRefused,
+    MessageTooLarge,
+    MissingEventType,
+    PublishError,
+    PulsecartError,
+    TransportClosed,
+    UnknownEventType,
+)
+
+__all__ = ["EXCEPTION_HANDLERS", "Problem", "ProblemError"]
+
+MEDIA_TYPE = "application/problem+json"
+
+_log = logging.getLogger("pulsecart")
+
+
+@frozen(kw_only=True)
+class Problem:
+    """An error's answer."""
+
+    status: int
+    type: str
+    """A relative URI reference, the same for every occurrence of the problem."""
+
+    title: str
+    detail: str
+    errors: Sequence[Fault] = ()
+    more: Mapping[str, Any] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict)
+
+    def response(self) -> Response:
+        """Return the answer."""
+        document = {
+            "type": self.type,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "retryable": self.status >= 500 or self.status == 408,
+            **self.more,
+            "errors": [
+                {"pointer": fault.pointer, "code": fault.code, "message": fault.message} for fault in self.errors
+            ],
+        }
+        return Response(msgspec.json.encode(document), self.status, self.headers, MEDIA_TYPE)
+
+
+class ProblemError(Exception):
+    """Raised where the request, not yet the event, is at fault."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+_KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
+    MalformedBody: (400, "malformed-body", "The body cannot be read"),
+    MissingEventType: (400, "missing-event-type", "The event type is missing"),
+    UnknownEventType: (422, "unknown-event-type", "The event type is unknown"),
+    InvalidEvent: (422, "invalid-event", "The event is invalid"),
+    MessageTooLarge: (413, "body-too-large", "The event is too large"),
+    MessageRefused: (422, "message-refused", "The broker refuses this message"),
+    BrokerUnavailable: (503, "broker-unavailable", "The event was not published"),
+    BrokerRefused: (503, "broker-unavailable", "The broker does not take this topic's events at present"),
+    TransportClosed: (503, "shutting-down", "The service is shutting down"),
+}
+
+
+def _problem_of(error: PulsecartError) -> Problem:
+    status, type_, title = _KINDS[type(error)]
+    more: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    if isinstance(error, MessageTooLarge):
+        more = {"limit": error.limit}
+    if isinstance(error, PublishError):
+        more = {"event_id": error.event_id, "timestamp": error.timestamp}
+        if error.retryable:
+            headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, TransportClosed):
+        headers["Connection"] = "close"
+    return Problem(
+        status=status,
+        type=type_,
+        title=title,
+        detail=error.detail if isinstance(error, EventError) else str(error),
+        errors=error.faults if isinstance(error, EventError) else (),
+        more=more,
+        headers=headers,
+    )
+
+
+async def _on_pulsecart_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, PulsecartError)  # as EXCEPTION_HANDLERS says
+    if isinstance(error, BrokerRefused):
+        _log.error("An operator must act, the broker refuses for good: %s", error)
+    return _problem_of(error).response()
+
+
+async def _on_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return error.problem.response()
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what Starlette's router raises: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    return Problem(
+        status=error.status_code,
+        type=phrase.lower().replace(" ", "-"),
+        title=phrase,
+        detail=f"{request.method} {request.url.path}: {error.detail}. Events go to POST /events/ingest.",
+        headers=error.headers or {},
+    ).response()
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    """Answer a caller that hung up before its body was complete: nobody will read it."""
+    return Response(status_code=400)
+
+
+async def _on_defect(_request: Request, _error: Exception) -> Response:
+    """Answer for a defect of ours. Starlette raises the error again behind the answer, so the server logs it."""
+    return Problem(
+        status=500,
+        type="internal-error",
+        title="The service failed",
+        detail="The service failed on this request; the event was not published, as far as it knows.",
+    ).response()
+
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    PulsecartError: _on_pulsecart_error,
+    ProblemError: _on_problem,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+    Exception: _on_defect,
+}

@@ -1,0 +1,35 @@
+"""Event ids and the trace ids they carry.
+
+An event id of ours is `evt_` and 32 lowercase hex digits: 48 bits of Unix milliseconds, the digit
+`0`, and 76 random bits. The 128 bits are also the OpenTelemetry trace id of the event. The `0`
+stands where a UUID has its version, and no UUID version is 0, so `evt_` with a UUID's hex digits
+is told apart.
+"""
+
+import hashlib
+import os
+import re
+import time
+
+__all__ = ["new_event_id", "trace_id_of"]
+
+_OURS = re.compile(r"evt_([0-9a-f]{12}0[0-9a-f]{19})")
+_NO_TRACE = "0" * 32  # W3C Trace Context, 3.2.2.3: all zero is not a trace id
+
+
+def new_event_id() -> str:
+    """Return a new event id; ids sort by the millisecond they were made in."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"evt_{milliseconds:012x}0{os.urandom(10).hex()[:19]}"
+
+
+def trace_id_of(event_id: str) -> str:
+    """Return the trace id of an event, 32 lowercase hex digits.
+
+    It is the id's own digits where the id has the form above, otherwise the first 16 bytes of its
+    SHA-256, so that whoever holds an event id, of whatever form, holds its trace.
+    """
+    match = _OURS.fullmatch(event_id)
+    if match and match[1] != _NO_TRACE:
+        return match[1]
+    return hashlib.sha256(event_id.encode()).hexdigest()[:32]

@@ -1,0 +1,46 @@
+"""What crosses the publish port, and what comes back."""
+
+from collections.abc import Mapping
+
+from attrs import frozen
+
+__all__ = ["MAX_MESSAGE_BYTES", "Message", "Receipt"]
+
+MAX_MESSAGE_BYTES = 10_000_000
+"""The most bytes one message may have (https://cloud.google.com/pubsub/quotas)."""
+
+
+@frozen(kw_only=True)
+class Message:
+    """One event, ready to be published."""
+
+    topic: str
+    """The topic's short name, without project."""
+
+    data: bytes
+    """The whole event as UTF-8 JSON."""
+
+    attributes: Mapping[str, str]
+
+    ordering_key: str = ""
+    """Messages of one topic and key are delivered in the order of their publishing; empty: no order."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of data, attributes and ordering key together."""
+        attributes = sum(len(key.encode()) + len(value.encode()) for key, value in self.attributes.items())
+        return len(self.data) + attributes + len(self.ordering_key.encode())
+
+
+@frozen(kw_only=True)
+class Receipt:
+    """Proof that the broker has the event."""
+
+    event_id: str
+    message_id: str
+    """The id the broker gave the message."""
+
+    trace_id: str
+    """The event's OpenTelemetry trace id, 32 lowercase hex digits."""
+
+    topic: str

@@ -1,0 +1,92 @@
+"""The use case: bytes in, a receipt out, once the broker has the event."""
+
+from datetime import UTC, datetime
+
+import attrs
+
+from pulsecart.errors import InvalidEvent, MessageTooLarge, PublishError
+from pulsecart.events import codec
+from pulsecart.events.base import Event
+from pulsecart.events.catalog import Catalog, load_catalog
+from pulsecart.ids import new_event_id, trace_id_of
+from pulsecart.message import MAX_MESSAGE_BYTES, Message, Receipt
+from pulsecart.ports import Clock, IdFactory, Transport
+
+__all__ = ["Producer"]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Producer:
+    """Validates events, completes them, and publishes them through a transport.
+
+    Keeps no state of its own: one instance serves any number of tasks of one event loop.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        catalog: Catalog | None = None,
+        clock: Clock = _now,
+        new_event_id: IdFactory = new_event_id,
+    ) -> None:
+        """Use a transport (already open, or opened later), and a catalog (default: `load_catalog()`)."""
+        self.catalog = load_catalog() if catalog is None else catalog
+        self._transport = transport
+        self._clock = clock
+        self._new_event_id = new_event_id
+
+    async def ingest(self, raw: bytes) -> Receipt:
+        """Publish the event that a JSON object describes.
+
+        Returns once the broker has confirmed. Raises an `EventError` where the event is at fault,
+        and a `PublishError` where it could not be published.
+        """
+        event = self._enriched(self.catalog.structure(codec.decode(raw)))
+        return await self._publish(event, codec.encode(event))
+
+    async def publish(self, event: Event) -> Receipt:
+        """Publish an event. Its class need not be in the catalog.
+
+        Returns and raises as `ingest`.
+        """
+        if "event_type" not in type(event).__dict__:
+            raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
+        event = self._enriched(event)
+        data = codec.encode(event)
+        codec.require_exact(event, data)
+        return await self._publish(event, data)
+
+    def _enriched(self, event: Event) -> Event:
+        """Return the event with an id, and a timestamp in UTC. What the caller gave is kept."""
+        timestamp = self._clock() if event.timestamp is None else event.timestamp
+        return attrs.evolve(
+            event,
+            event_id=self._new_event_id() if event.event_id is None else event.event_id,
+            timestamp=timestamp.astimezone(UTC),
+        )
+
+    async def _publish(self, event: Event, data: bytes) -> Receipt:
+        assert event.event_id is not None  # for the type checker: _enriched() gave it one
+        message = Message(
+            topic=event.topic,
+            data=data,
+            attributes={"event_type": event.event_type, "event_id": event.event_id},
+            ordering_key=event.user_id,
+        )
+        if message.size > MAX_MESSAGE_BYTES:
+            raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
+        try:
+            message_id = await self._transport.publish(message)
+        except PublishError as error:
+            error.event_id, error.timestamp = event.event_id, event.timestamp
+            raise
+        return Receipt(
+            event_id=event.event_id,
+            message_id=message_id,
+            trace_id=trace_id_of(event.event_id),
+            topic=event.topic,
+        )

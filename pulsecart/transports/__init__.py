@@ -1,0 +1,26 @@
+"""Transports: the in-memory fake and the Pub/Sub emulator.
+
+Each is imported when it is first asked for, and google's packages only when one is opened, so that
+tests that need only the memory transport start fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pulsecart.transports.emulator import EmulatorTransport
+    from pulsecart.transports.memory import MemoryTransport, PublishedMessage
+
+__all__ = ["EmulatorTransport", "MemoryTransport", "PublishedMessage"]
+
+_MODULES = {
+    "EmulatorTransport": "pulsecart.transports.emulator",
+    "MemoryTransport": "pulsecart.transports.memory",
+    "PublishedMessage": "pulsecart.transports.memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

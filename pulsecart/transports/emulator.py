@@ -1,0 +1,72 @@
+"""The Pub/Sub emulator: a real broker on this machine, without credentials."""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pulsecart.errors import TransportClosed
+from pulsecart.message import MAX_MESSAGE_BYTES, Message
+
+if TYPE_CHECKING:
+    from pulsecart.transports.publisher import Publisher
+
+__all__ = ["EmulatorTransport"]
+
+
+class EmulatorTransport:
+    """Publishes to a Pub/Sub emulator at `host`, such as `127.0.0.1:8085`.
+
+    `deadline` is in seconds, from the call of `publish` to the broker's confirmation.
+    """
+
+    def __init__(self, *, project: str, host: str, deadline: float = 10.0) -> None:
+        self._project = project
+        self._host = host
+        self._deadline = deadline
+        self._publisher: Publisher | None = None
+
+    async def publish(self, message: Message) -> str:
+        """Publish one message; see `Transport.publish`."""
+        return await self._open().publish(message)
+
+    async def check(self, topics: Iterable[str]) -> list[str]:
+        """Return the topics that are missing; see `Transport.check`."""
+        return await self._open().check(topics)
+
+    async def create_topics(self, topics: Iterable[str]) -> None:
+        """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
+        await self._open().create_topics(topics)
+
+    async def aclose(self) -> None:
+        """Close the channel."""
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            await publisher.aclose()
+
+    async def __aenter__(self) -> Self:
+        # Imported here, since it takes most of a second; opened here, since the channel belongs to the running loop.
+        import grpc.aio
+        from google.pubsub_v1 import PublisherAsyncClient
+        from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+
+        from pulsecart.transports.publisher import Publisher
+
+        channel = grpc.aio.insecure_channel(
+            self._host, options=[("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES)]
+        )
+        client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+        self._publisher = Publisher(client, project=self._project, deadline=self._deadline)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _open(self) -> "Publisher":
+        if self._publisher is None:
+            raise TransportClosed("the emulator transport is not open; use it inside `async with`")
+        return self._publisher

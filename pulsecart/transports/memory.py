@@ -1,0 +1,103 @@
+"""The in-memory fake: keeps what was published, for unit tests and for development."""
+
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import frozen
+
+from pulsecart.errors import TransportClosed
+from pulsecart.message import Message
+from pulsecart.transports.turns import Turns
+
+__all__ = ["MemoryTransport", "PublishedMessage"]
+
+Handler = Callable[[Message], Awaitable[None]]
+
+
+@frozen(kw_only=True)
+class PublishedMessage(Message):
+    """A message that was published, with its message id."""
+
+    message_id: str
+
+    def json(self, **options: Any) -> Any:
+        """Return the data, decoded. Options are those of `json.loads`, such as `parse_float=Decimal`."""
+        return json.loads(self.data, **options)
+
+
+class MemoryTransport:
+    """Keeps the newest `keep` messages in memory, and nothing on the process's end.
+
+    `handler` is awaited with each message before it counts as published. It may wait, or raise a
+    `PublishError` as a broker's outage would make a real transport raise, or note what it sees:
+
+        async def outage(message: Message) -> None:
+            raise BrokerUnavailable("test")
+
+        transport = MemoryTransport(outage)
+
+    Unlike other transports it has nothing to open: it can be used without `async with`, until closed.
+    """
+
+    def __init__(self, handler: Handler | None = None, *, keep: int = 10_000) -> None:
+        self._handler = handler
+        self._messages: deque[PublishedMessage] = deque(maxlen=keep)
+        self._published = 0
+        self._turns = Turns()
+        self._closed = False
+
+    @property
+    def messages(self) -> list[PublishedMessage]:
+        """What was published, newest last."""
+        return list(self._messages)
+
+    def clear(self) -> None:
+        """Forget all messages. Message ids go on counting."""
+        self._messages.clear()
+
+    async def publish(self, message: Message) -> str:
+        """Keep a message and return its message id: `1`, `2`, …"""
+        if self._handler is None:
+            return self._keep(message)
+        async with self._turns.of((message.topic, message.ordering_key) if message.ordering_key else object()):
+            await self._handler(message)
+            return self._keep(message)
+
+    def _keep(self, message: Message) -> str:
+        if self._closed:
+            raise TransportClosed("the memory transport is closed")
+        self._published += 1
+        message_id = str(self._published)
+        self._messages.append(
+            PublishedMessage(
+                topic=message.topic,
+                data=message.data,
+                attributes=dict(message.attributes),
+                ordering_key=message.ordering_key,
+                message_id=message_id,
+            )
+        )
+        return message_id
+
+    async def check(self, topics: Iterable[str]) -> list[str]:
+        """Return no topic: memory has them all."""
+        return []
+
+    async def aclose(self) -> None:
+        """Refuse further messages. Those published stay readable."""
+        self._closed = True
+
+    async def __aenter__(self) -> Self:
+        self._closed = False
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
