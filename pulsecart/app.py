@@ -72,6 +72,4 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 def _make_transport(settings: Settings) -> Transport:
     if settings.transport == "memory":
         return MemoryTransport()
-    return EmulatorTransport(
-        project=settings.project, host=settings.emulator_host, deadline=settings.publish_deadline
-    )
+    return EmulatorTransport(project=settings.project, host=settings.emulator_host, deadline=settings.publish_deadline)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import click
@@ -46,7 +47,7 @@ def serve(**options: str | None) -> None:
     for setting in attrs.fields(Settings):
         if options[setting.name] is not None:
             os.environ[setting.metadata["variable"]] = options[setting.name] or ""
-    sys.path.insert(0, os.getcwd())  # for modules of PULSECART_EVENTS, as with python -m
+    sys.path.insert(0, str(Path.cwd()))  # for modules of PULSECART_EVENTS, as with python -m
     try:
         settings = load_settings()
         load_catalog(settings.events)
@@ -73,5 +74,3 @@ def _banner(settings: Settings) -> str:
     else:
         target = f"to the Pub/Sub emulator at {settings.emulator_host}, project {settings.project}"
     return f"pulsecart ({settings.environment}) on http://{host}:{settings.port} publishes {target}"
-
-

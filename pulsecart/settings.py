@@ -77,9 +77,7 @@ class Settings:
     port: int = _setting(
         "PORT", "The port to listen on; 0 takes a free one.", default=8000, parse=_number(int, 0, 65535)
     )
-    workers: int = _setting(
-        "PULSECART_WORKERS", "How many processes serve.", default=1, parse=_number(int, 1, 64)
-    )
+    workers: int = _setting("PULSECART_WORKERS", "How many processes serve.", default=1, parse=_number(int, 1, 64))
     events: tuple[str, ...] = _setting(
         "PULSECART_EVENTS",
         "Modules with event classes of your own, separated by commas.",
@@ -163,8 +161,8 @@ class Settings:
             )
         if self.transport == "emulator" and not self.emulator_host:
             problems.append(
-                "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST (--emulator-host), "
-                "such as 127.0.0.1:8085"
+                "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
+                "(--emulator-host), such as 127.0.0.1:8085"
             )
         if self.transport == "pubsub":
             problems.append("the pubsub transport is not part of this version: use memory or emulator")

@@ -1,9 +1,9 @@
 """The class that every event extends, the decorator that declares one, and validators for fields.
 
-    @event("order.placed", topic="pulsecart.commerce-events")
-    @frozen(kw_only=True)
-    class OrderPlaced(Event):
-        order_id: str = field(validator=non_empty)
+@event("order.placed", topic="pulsecart.commerce-events")
+@frozen(kw_only=True)
+class OrderPlaced(Event):
+    order_id: str = field(validator=non_empty)
 """
 
 import re
@@ -146,8 +146,8 @@ def _problem(cls: type, event_type: Any, topic: Any) -> str | None:
     fields = attrs.fields_dict(cls)
     if positional := [name for name, attribute in fields.items() if not attribute.kw_only]:
         return f"make it keyword-only, @frozen(kw_only=True): {', '.join(positional)} is positional"
-    if reserved := fields.keys() & {"event_type", "topic"}:
-        return f"a field cannot be named {sorted(reserved)[0]!r}: the name is taken by what the decorator declares"
+    if reserved := [name for name in ("event_type", "topic") if name in fields]:
+        return f"a field cannot be named {reserved[0]!r}: the name is taken by what the decorator declares"
     if not isinstance(event_type, str) or not 1 <= len(event_type.encode()) <= MAX_ID_BYTES:
         return f"the event type must be a string of 1 to {MAX_ID_BYTES} bytes"
     if not topic:

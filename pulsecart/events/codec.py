@@ -6,7 +6,7 @@ one object, nested at most 128 deep, integers of at most 4300 digits, exponents 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, DecimalException
 from math import isfinite
 from typing import Any
@@ -81,9 +81,7 @@ def require_exact(event: Event, data: bytes) -> None:
 
 
 _TOO_DEEP = f"The event is nested more than {MAX_DEPTH} deep."
-_LONE_SURROGATE = re.compile(
-    rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB]..)\\u[dD][c-fC-F]"
-)
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB]..)\\u[dD][c-fC-F]")
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 _MANY_NAMES = 32
 
@@ -132,9 +130,7 @@ def _repeated_names(raw: bytes, document: dict[str, Any]) -> list[str]:
         and all(map(str.isascii, document))
     ):
         return []
-    names = json.loads(
-        raw, object_pairs_hook=lambda pairs: [name for name, _ in pairs], parse_int=str, parse_float=str
-    )
+    names = json.loads(raw, object_pairs_hook=lambda pairs: [name for name, _ in pairs], parse_int=str, parse_float=str)
     if len(names) == len(document):
         return []
     return [name for name in document if names.count(name) > 1]
@@ -142,18 +138,19 @@ def _repeated_names(raw: bytes, document: dict[str, Any]) -> list[str]:
 
 def _not_finite(value: Any, pointer: str) -> Iterator[str]:
     """Yield the pointers of numbers that are NaN or infinite."""
-    if isinstance(value, float):
-        if not isfinite(value):
+    if isinstance(value, (float, Decimal)):
+        if not (value.is_finite() if isinstance(value, Decimal) else isfinite(value)):
             yield pointer
-    elif isinstance(value, Decimal):
-        if not value.is_finite():
-            yield pointer
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _not_finite(item, f"{pointer}/{key}")
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for index, item in enumerate(value):
-            yield from _not_finite(item, f"{pointer}/{index}")
-    elif attrs.has(type(value)):
-        for attribute in attrs.fields(type(value)):
-            yield from _not_finite(getattr(value, attribute.name), f"{pointer}/{attribute.name}")
+    else:
+        for name, item in _members(value):
+            yield from _not_finite(item, f"{pointer}/{name}")
+
+
+def _members(value: Any) -> Iterable[tuple[object, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return enumerate(value)
+    if attrs.has(type(value)):
+        return ((attribute.name, getattr(value, attribute.name)) for attribute in attrs.fields(type(value)))
+    return ()

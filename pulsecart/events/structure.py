@@ -112,14 +112,12 @@ def _binary64(value: Any, _type: Any = None) -> float:
 
 
 # RFC 3339, section 5.6. datetime.fromisoformat() reads more than that, so the form is checked first.
-_RFC3339 = regex(
-    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", ASCII
-)
+_RFC3339 = regex(r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", ASCII)
 _LONGEST_TIMESTAMP = 64
 
 
 def _timestamp(value: Any, _type: Any = None) -> datetime:
-    """A time of RFC 3339 with an offset. Digits finer than a microsecond are cut off."""
+    """Read a time of RFC 3339 with an offset. Digits finer than a microsecond are cut off."""
     text = _string(value)
     if len(text) > _LONGEST_TIMESTAMP or not _RFC3339.fullmatch(text):
         raise FieldError("expected a time of RFC 3339 with an offset, such as 2026-01-31T12:00:00Z")
@@ -246,13 +244,10 @@ def _optional_hook(some: Any, converter: Converter) -> Hook:
 
 def _object_hook(cls: type, converter: Converter) -> Hook:
     attrs.resolve_types(cls)
-    overrides = {name: override(struct_hook=_SCALARS[t]) for name, t in _READ_AS.items()}
-    generated = make_dict_structure_fn(
-        cls,
-        converter,
-        _cattrs_forbid_extra_keys=True,
-        _cattrs_detailed_validation=False,
-        **(overrides if issubclass(cls, Event) else {}),
+    read_as = _READ_AS if issubclass(cls, Event) else {}
+    overrides: Any = {name: override(struct_hook=_SCALARS[type_]) for name, type_ in read_as.items()}
+    generated: Hook = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **overrides
     )
 
     def hook(value: Any, _type: Any) -> Any:
@@ -311,54 +306,64 @@ def _faults(value: Any, type_: Any, pointer: str) -> Iterator[Fault]:
         yield _refusal(error, pointer)
 
 
-def _object_faults(
-    value: dict[str, Any], cls: type, pointer: str, *, unknown: bool = True
-) -> Iterator[Fault]:
-    attributes = attrs.fields_dict(cls)
-    fields = _fields(cls)
-    # As much of the instance as the body allows, for validators that look at their neighbours.
-    instance = object.__new__(cls)
-    at_fault = False
-    for name, type_ in fields.items():
-        if name not in value:
-            if attributes[name].default is attrs.NOTHING:
-                at_fault = True
-                yield Fault(_below(pointer, name), "missing", "is required, but missing")
-            else:
-                object.__setattr__(instance, name, _default(attributes[name], instance))
-            continue
-        found = list(islice(_faults(value[name], type_, _below(pointer, name)), MAX_FAULTS))
-        if found:
-            at_fault = True
-            yield from found
-        else:
-            object.__setattr__(instance, name, _converter.structure(value[name], type_))
+def _object_faults(value: dict[str, Any], cls: type, pointer: str, *, unknown: bool = True) -> Iterator[Fault]:
+    instance, found = _partial_instance(value, cls, pointer)
+    yield from found
+    yield from _refused_by_validators(value, instance, pointer, whole=not found)
+    if unknown:
+        yield from _unknown_fields(value, cls, pointer)
 
-    for name in (name for name in fields if name in value):
-        attribute = attributes[name]
-        if attribute.validator is None or attribute.converter is not None or not hasattr(instance, name):
+
+def _partial_instance(value: dict[str, Any], cls: type, pointer: str) -> tuple[Any, list[Fault]]:
+    """Return as much of an instance as the value allows, with the faults of the rest."""
+    instance: Any = object.__new__(cls)
+    found: list[Fault] = []
+    for name, type_ in _fields(cls).items():
+        at = _below(pointer, name)
+        default: Any = attrs.fields_dict(cls)[name].default
+        if name in value:
+            wrong = list(islice(_faults(value[name], type_, at), MAX_FAULTS))
+            found += wrong
+            if not wrong:
+                object.__setattr__(instance, name, _converter.structure(value[name], type_))
+        elif default is attrs.NOTHING:
+            found.append(Fault(at, "missing", "is required, but missing"))
+        else:
+            object.__setattr__(instance, name, _value_of(default, instance))
+    return instance, found
+
+
+def _value_of(default: Any, instance: Any) -> Any:
+    factory: Any = attrs.Factory  # a class that is typed as a function
+    if not isinstance(default, factory):
+        return default
+    return default.factory(instance) if default.takes_self else default.factory()
+
+
+def _refused_by_validators(value: dict[str, Any], instance: Any, pointer: str, *, whole: bool) -> Iterator[Fault]:
+    for attribute in attrs.fields(type(instance)):
+        name = attribute.name
+        if name not in value or not hasattr(instance, name):
             continue
+        if attribute.validator is None or attribute.converter is not None:
+            continue  # with a converter, the value to judge is made only in __init__
         try:
             attribute.validator(instance, attribute, getattr(instance, name))
         except (ValueError, TypeError) as error:
             yield _refusal(error, _below(pointer, name))
         except AttributeError:
-            if not at_fault:
-                raise
             # It looks at a neighbour that is itself at fault, and can judge once that is mended.
+            if whole:
+                raise
 
-    if unknown:
-        known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
-        for name in (name for name in value if name not in fields):
+
+def _unknown_fields(value: dict[str, Any], cls: type, pointer: str) -> Iterator[Fault]:
+    fields = _fields(cls)
+    known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
+    for name in value:
+        if name not in fields:
             hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
             yield Fault(_below(pointer, name), "unknown", f"is no field here{hint}")
-
-
-def _default(attribute: "attrs.Attribute[Any]", instance: Any) -> Any:
-    default = attribute.default
-    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        return default
-    return default.factory(instance) if default.takes_self else default.factory()
 
 
 def _refusal(error: Exception, pointer: str) -> Fault:

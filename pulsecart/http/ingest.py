@@ -14,9 +14,7 @@ from pulsecart.producer import Producer
 __all__ = ["ingest"]
 
 
-def ingest(
-    producer: Producer, *, max_body_bytes: int, body_timeout: float
-) -> Callable[[Request], Awaitable[Response]]:
+def ingest(producer: Producer, *, max_body_bytes: int, body_timeout: float) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint. A body may have `max_body_bytes` and take `body_timeout` seconds to arrive."""
 
     async def endpoint(request: Request) -> Response:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pulsecart.errors import TransportClosed
-from pulsecart.message import MAX_MESSAGE_BYTES, Message
+from pulsecart.message import Message
 
 if TYPE_CHECKING:
     from pulsecart.transports.publisher import Publisher
@@ -44,18 +44,10 @@ class EmulatorTransport:
             await publisher.aclose()
 
     async def __aenter__(self) -> Self:
-        # Imported here, since it takes most of a second; opened here, since the channel belongs to the running loop.
-        import grpc.aio
-        from google.pubsub_v1 import PublisherAsyncClient
-        from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+        # Imported only now, since google's packages take most of a second to load.
+        from pulsecart.transports.publisher import open_emulator
 
-        from pulsecart.transports.publisher import Publisher
-
-        channel = grpc.aio.insecure_channel(
-            self._host, options=[("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES)]
-        )
-        client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
-        self._publisher = Publisher(client, project=self._project, deadline=self._deadline)
+        self._publisher = open_emulator(self._host, project=self._project, deadline=self._deadline)
         return self
 
     async def __aexit__(

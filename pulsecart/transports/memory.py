@@ -59,7 +59,7 @@ class MemoryTransport:
         self._messages.clear()
 
     async def publish(self, message: Message) -> str:
-        """Keep a message and return its message id: `1`, `2`, …"""
+        """Keep a message and return its message id, counted from `1`."""
         if self._handler is None:
             return self._keep(message)
         async with self._turns.of((message.topic, message.ordering_key) if message.ordering_key else object()):

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
+import grpc.aio
 from google.api_core import exceptions as google
 from google.api_core.retry import AsyncRetry, if_exception_type
 from google.pubsub_v1 import PublisherAsyncClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
-from pulsecart.message import Message
+from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.transports.turns import Turns
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "open_emulator"]
 
 # Whatever may pass by itself; the same list for every method, instead of the client's own defaults.
 _PASSING = (
@@ -37,6 +39,13 @@ CHECK_SECONDS = 3.0
 """How long a check may take in all. It is shorter than the patience of a usual readiness probe."""
 
 
+def open_emulator(host: str, *, project: str, deadline: float) -> "Publisher":
+    """Open a channel to an emulator, without encryption or credentials, in the running event loop."""
+    channel = grpc.aio.insecure_channel(host, options=[("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES)])
+    client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+    return Publisher(client, project=project, deadline=deadline)
+
+
 class Publisher:
     """Publishes to the topics of one project: one request in flight per topic and ordering key.
 
@@ -55,9 +64,7 @@ class Publisher:
         request = PublishRequest(
             topic=self._path(message.topic),
             messages=[
-                PubsubMessage(
-                    data=message.data, attributes=dict(message.attributes), ordering_key=message.ordering_key
-                )
+                PubsubMessage(data=message.data, attributes=dict(message.attributes), ordering_key=message.ordering_key)
             ],
         )
         failures: list[Exception] = []
@@ -106,7 +113,7 @@ class Publisher:
 
     async def aclose(self) -> None:
         """Close the channel."""
-        await self._client.transport.close()
+        await self._client.transport.close()  # type: ignore[no-untyped-call]
 
     def _path(self, topic: str) -> str:
         return f"projects/{self._project}/topics/{topic}"
