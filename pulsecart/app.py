@@ -66,7 +66,9 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     ]
     if settings.environment == "dev" and isinstance(transport, MemoryTransport):
         routes.append(Route("/dev/messages", messages(transport), methods=["GET", "DELETE"]))
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    app.router.redirect_slashes = False  # a redirected POST is a body sent twice; a 404 says where to send it
+    return app
 
 
 def _make_transport(settings: Settings) -> Transport:

@@ -314,6 +314,9 @@ def _object_faults(value: dict[str, Any], cls: type, pointer: str, *, unknown: b
         yield from _unknown_fields(value, cls, pointer)
 
 
+_FACTORY: Any = attrs.Factory  # a class, though typed as a function
+
+
 def _partial_instance(value: dict[str, Any], cls: type, pointer: str) -> tuple[Any, list[Fault]]:
     """Return as much of an instance as the value allows, with the faults of the rest."""
     instance: Any = object.__new__(cls)
@@ -328,16 +331,13 @@ def _partial_instance(value: dict[str, Any], cls: type, pointer: str) -> tuple[A
                 object.__setattr__(instance, name, _converter.structure(value[name], type_))
         elif default is attrs.NOTHING:
             found.append(Fault(at, "missing", "is required, but missing"))
-        else:
-            object.__setattr__(instance, name, _value_of(default, instance))
+        elif not isinstance(default, _FACTORY):
+            object.__setattr__(instance, name, default)
+        elif not default.takes_self:
+            object.__setattr__(instance, name, default.factory())
+        elif not found:  # else it may look at a neighbour that is not there
+            object.__setattr__(instance, name, default.factory(instance))
     return instance, found
-
-
-def _value_of(default: Any, instance: Any) -> Any:
-    factory: Any = attrs.Factory  # a class that is typed as a function
-    if not isinstance(default, factory):
-        return default
-    return default.factory(instance) if default.takes_self else default.factory()
 
 
 def _refused_by_validators(value: dict[str, Any], instance: Any, pointer: str, *, whole: bool) -> Iterator[Fault]:

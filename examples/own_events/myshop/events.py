@@ -1,0 +1,47 @@
+"""Event types of your own: attrs classes, declared with their type and topic."""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+
+from attrs import field, frozen, validators
+
+from pulsecart import Event, event
+from pulsecart.events import non_empty
+
+
+class Carrier(Enum):
+    POST = "post"
+    BIKE = "bike"
+
+
+@frozen(kw_only=True)
+class Parcel:
+    """Nested objects are attrs classes too; what may be in a payload can be as strict as you like."""
+
+    weight_kg: Decimal = field(validator=validators.gt(0))
+    contents: list[str]
+    note: str | None = None
+
+
+@frozen(kw_only=True)
+class Shipment:
+    carrier: Carrier
+    ships_at: datetime
+    parcels: list[Parcel] = field(validator=validators.min_len(1))
+
+
+@event("order.shipped", topic="myshop.shipping")
+@frozen(kw_only=True)
+class OrderShipped(Event):
+    order_id: str = field(validator=non_empty)
+    payload: Shipment
+
+
+@event("review.written", topic="myshop.reviews")
+@frozen(kw_only=True)
+class ReviewWritten(Event):
+    """Without a class of its own, the payload is any JSON object."""
+
+    product_id: str = field(validator=non_empty)
+    stars: int = field(validator=[validators.ge(1), validators.le(5)])

@@ -1,0 +1,152 @@
+"""What is checked, and how. `nox` runs everything; `nox -s tests-3.13` one session.
+
+On a developer's machine a missing Python or a missing emulator skips its session; under CI it fails it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = "CI" in os.environ
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+NEWEST = PYTHONS[-1]
+OLDEST = PYTHONS[0]
+
+EMULATOR_START_SECONDS = 60
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+@nox.session(python=NEWEST)
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes."""
+    session.install(*group("lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session(python=OLDEST)
+def typecheck(session: nox.Session) -> None:
+    """Types, strictly, of the package and of the public names as users see them."""
+    session.install("-e", ".", *group("test"), *group("types"))
+    session.run("mypy")
+
+
+@nox.session(python=NEWEST)
+def imports(session: nox.Session) -> None:
+    """The dependency rule: what may import what."""
+    session.install("-e", ".", *group("imports"))
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Everything that needs no emulator, with every branch covered."""
+    session.install("-e", ".", *group("test"))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session(python=OLDEST, venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The oldest dependencies that the metadata allows."""
+    session.install("-e", ".", *group("test"), "--resolution", "lowest-direct")
+    # The oldest releases may warn of what newer ones have mended.
+    session.run("pytest", "-m", "not emulator", "-W", "default")
+
+
+@nox.session(python=NEWEST)
+def emulator(session: nox.Session) -> None:
+    """The whole path, through a real broker, to Google's own subscriber."""
+    session.install("-e", ".", *group("test"))
+    with emulator_host(session) as host:
+        session.run("pytest", "-m", "emulator", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+
+
+@nox.session(python=NEWEST)
+def examples(session: nox.Session) -> None:
+    """Every example, run as its first lines say."""
+    session.install(".", *group("test"))
+    session.run("python", "examples/library.py")
+    session.run("pytest", "--rootdir=examples", "-c", os.devnull, "examples/unit_tests")
+    session.chdir("examples/own_events")
+    session.run("python", "run.py")
+
+
+@nox.session(python=NEWEST)
+def package(session: nox.Session) -> None:
+    """The wheel and the sdist build, install into an empty environment, and run."""
+    session.install("build[uv]")
+    example = Path("examples/library.py").resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--installer", "uv", "--outdir", folder, silent=True)
+        for archive in sorted(Path(folder).iterdir()):
+            empty = Path(folder, f"empty-{archive.suffix[1:]}")
+            session.run("python", "-m", "venv", str(empty))
+            session.run(str(empty / "bin/pip"), "install", "--quiet", str(archive), external=True)
+            session.chdir(folder)
+            session.run(str(empty / "bin/python"), str(example), external=True)
+            session.run(str(empty / "bin/pulsecart"), "--version", external=True)
+
+
+@contextlib.contextmanager
+def emulator_host(session: nox.Session) -> Iterator[str]:
+    """Give the address of an emulator: the one at PUBSUB_EMULATOR_HOST, or one that is started, and stopped again."""
+    if host := os.environ.get("PUBSUB_EMULATOR_HOST"):
+        yield host
+        return
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        missing = "no Pub/Sub emulator: install gcloud with its pubsub-emulator, or set PUBSUB_EMULATOR_HOST"
+        if "CI" in os.environ:
+            session.error(missing)
+        session.skip(missing)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    host = f"127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
+        process = subprocess.Popen(
+            [gcloud, "beta", "emulators", "pubsub", "start", f"--host-port={host}", "--project=pulsecart-dev"]
+            + [f"--data-dir={folder}"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # gcloud starts java, which has to be stopped with it
+        )
+        try:
+            if not listens(port, process):
+                log.seek(0)
+                session.error(f"the emulator did not start:\n{log.read()}")
+            yield host
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a port answers. Return False if its process ends first, or after EMULATOR_START_SECONDS."""
+    end = time.monotonic() + EMULATOR_START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,251 @@
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
+
+import attrs
+import pytest
+from attrs import define, field, frozen
+
+from pulsecart import (
+    Catalog,
+    DefinitionError,
+    Event,
+    InvalidEvent,
+    MissingEventType,
+    UnknownEventType,
+    event,
+    load_catalog,
+)
+from pulsecart.events import OrderPlaced, catalog, max_bytes
+
+CONTRACT = {
+    "cart.item_added": ("CartItemAdded", "session_id", "pulsecart.user-actions"),
+    "product.viewed": ("ProductViewed", "session_id", "pulsecart.user-actions"),
+    "search.performed": ("SearchPerformed", "session_id", "pulsecart.user-actions"),
+    "order.placed": ("OrderPlaced", "order_id", "pulsecart.commerce-events"),
+    "cart.abandoned": ("CartAbandoned", "session_id", "pulsecart.commerce-events"),
+    "payment.failed": ("PaymentFailed", "order_id", "pulsecart.commerce-events"),
+    "message.personalized_send": ("PersonalizedSend", None, "pulsecart.system-events"),
+    "inventory.low_stock_alert": ("LowStockAlert", None, "pulsecart.system-events"),
+}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module that tests can name, and forget it afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def write(name, text):
+        path = tmp_path / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("from attrs import frozen\nfrom pulsecart import Event, event\n" + textwrap.dedent(text))
+        return name
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_the_catalog_is_that_of_the_contract():
+    """The eight types, their classes, own fields and topics are those of the contract."""
+    common = set(attrs.fields_dict(Event))
+    found = {
+        cls.event_type: (cls.__name__, next(iter(attrs.fields_dict(cls).keys() - common), None), cls.topic)
+        for cls in load_catalog()
+    }
+    assert found == CONTRACT
+    assert load_catalog().topics == ["pulsecart.commerce-events", "pulsecart.system-events", "pulsecart.user-actions"]
+
+
+@pytest.mark.parametrize("cls", list(load_catalog()), ids=lambda cls: cls.__name__)
+def test_events_are_frozen_slotted_and_keyword_only(cls):
+    """An event cannot be changed, given new attributes, or made from positions."""
+    own = CONTRACT[cls.event_type][1]
+    made = cls(user_id="u", payload={}, **({own: "x"} if own else {}))
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        made.user_id = "v"
+    assert not hasattr(made, "__dict__")
+    with pytest.raises(TypeError):
+        cls("u", {})
+
+
+def test_a_users_module_adds_event_types(module):
+    """A module named in the settings adds its classes to the built-in ones."""
+    module("shop_a.events", '@event("a.b", topic="shop")\n@frozen(kw_only=True)\nclass A(Event):\n    colour: str\n')
+    found = load_catalog(["shop_a.events"])
+    made = found.structure({"event_type": "a.b", "user_id": "u", "payload": {}, "colour": "red"})
+    assert (type(made).__name__, made.colour, made.topic) == ("A", "red", "shop")
+    assert "shop" in found.topics
+    assert len(list(found)) == 9
+
+
+def test_a_package_brings_the_classes_of_its_modules(module):
+    """Naming a package is enough for classes in modules that it imports, and for those it only imports by name."""
+    module("shop_b.events.orders", '@event("b.1", topic="shop")\n@frozen(kw_only=True)\nclass B(Event): ...\n')
+    module("elsewhere_b", '@event("b.2", topic="shop")\n@frozen(kw_only=True)\nclass C(Event): ...\n')
+    module("shop_b.events.__init__", "import shop_b.events.orders\nfrom elsewhere_b import C\n")
+    assert {"b.1", "b.2"} <= {cls.event_type for cls in load_catalog(["shop_b.events"])}
+
+
+def test_string_annotations_are_understood(module):
+    """A module with `from __future__ import annotations` works as any other."""
+    module("shop_f", "")
+    path = sys.path[0] + "/shop_f.py"
+    with open(path) as file:  # noqa: PTH123
+        text = file.read()
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(f"from __future__ import annotations\n{text}")
+        file.write('@event("f.g", topic="shop")\n@frozen(kw_only=True)\nclass F(Event):\n    number: int\n')
+    with pytest.raises(InvalidEvent, match="expected an integer"):
+        load_catalog(["shop_f"]).structure({"event_type": "f.g", "user_id": "u", "payload": {}, "number": "3"})
+
+
+def test_the_same_class_met_twice_is_no_conflict(module):
+    """Two modules may share a class; a module may be named twice, or import a built-in class."""
+    module("shop_c", '@event("c.d", topic="shop")\n@frozen(kw_only=True)\nclass C(Event): ...\n')
+    module("shop_d", "from shop_c import C\nfrom pulsecart.events import OrderPlaced\n")
+    assert len(list(load_catalog(["shop_c", "shop_d", "shop_c"]))) == 9
+
+
+def test_an_entry_point_adds_event_types(module, monkeypatch):
+    """An installed package adds its classes through the entry-point group pulsecart.events."""
+    module("shop_e", '@event("e.f", topic="shop")\n@frozen(kw_only=True)\nclass E(Event): ...\n')
+    found = {"pulsecart.events": [EntryPoint("shop", "shop_e", "pulsecart.events")]}
+    monkeypatch.setattr(catalog, "entry_points", lambda group: found[group])
+    assert "e.f" in {cls.event_type for cls in load_catalog()}
+
+
+def test_two_classes_for_one_type_are_refused_naming_both(module):
+    """A conflict stops the start and names both classes."""
+    module("shop_g", '@event("order.placed", topic="shop")\n@frozen(kw_only=True)\nclass Mine(Event): ...\n')
+    with pytest.raises(DefinitionError, match=r"'order.placed': pulsecart\.events\.commerce\.OrderPlaced and shop_g\.Mine"):
+        load_catalog(["shop_g"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def broken(:", "SyntaxError"),
+        ("", "declares no event class"),
+        ('@event("h.i")\n@frozen(kw_only=True)\nclass H(Event): ...\n', "names no topic"),
+    ],
+)
+def test_a_module_that_does_not_work_is_refused_by_name(module, text, says):
+    """A module that does not import, or has nothing to offer, stops the start, is named, and so is its cause."""
+    module("shop_h", text)
+    with pytest.raises(DefinitionError) as caught:
+        load_catalog(["shop_h"])
+    assert "'shop_h' (PULSECART_EVENTS)" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_an_unknown_module_is_refused_by_name():
+    """A module that does not exist stops the start and is named."""
+    with pytest.raises(DefinitionError, match="'no_shop' .PULSECART_EVENTS. does not import"):
+        load_catalog(["no_shop"])
+
+
+def declare(*, name="t.u", topic="shop", decorate=frozen(kw_only=True), base=Event, **members):
+    return event(name, topic=topic)(decorate(type("Declared", (base,), members)))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: declare(topic=""), "names no topic"),
+        (lambda: declare(topic="projects/p/topics/t"), "no Pub/Sub topic name"),
+        (lambda: declare(topic="ab"), "no Pub/Sub topic name"),
+        (lambda: declare(topic="google-topic"), "no Pub/Sub topic name"),
+        (lambda: declare(topic=3), "no Pub/Sub topic name"),
+        (lambda: declare(name=""), "1 to 1024 bytes"),
+        (lambda: declare(name="é" * 513), "1 to 1024 bytes"),
+        (lambda: declare(name=None), "1 to 1024 bytes"),
+        (lambda: declare(base=object), "extend pulsecart.Event"),
+        (lambda: declare(decorate=lambda cls: cls), "put @frozen"),
+        (lambda: declare(decorate=frozen(kw_only=True, slots=False)), "frozen and slotted"),
+        (lambda: declare(decorate=frozen, x=field(default=1), __annotations__={"x": int}), "keyword-only"),
+        (lambda: declare(topic="shop", event_type=field(default=1)), "cannot be named 'event_type'"),
+        (lambda: Catalog([Event]), "not declared"),
+    ],
+)
+def test_a_class_that_cannot_work_is_refused_with_the_remedy(make, says):
+    """What is wrong with a declaration is found where it stands, not at the first event."""
+    with pytest.raises(DefinitionError, match=says):
+        make()
+
+
+def test_a_class_that_is_not_frozen_is_refused():
+    """A mutable event could change between validation and publishing."""
+
+    @define(kw_only=True)
+    class Mutable:
+        user_id: str
+
+    with pytest.raises(DefinitionError, match="extend pulsecart.Event"):
+        event("m.n", topic="shop")(Mutable)
+
+
+def test_a_subclass_does_not_inherit_its_parents_declaration():
+    """A class says its own event type and topic; a catalog takes none that does not."""
+
+    @frozen(kw_only=True)
+    class Express(OrderPlaced): ...
+
+    with pytest.raises(DefinitionError, match="not declared"):
+        Catalog([Express])
+
+
+def test_a_missing_event_type_lists_the_known_ones():
+    """Without event_type the caller learns which there are."""
+    with pytest.raises(MissingEventType) as caught:
+        load_catalog().structure({})
+    assert caught.value.faults[0].pointer == "/event_type"
+    assert "order.placed" in caught.value.faults[0].message
+
+
+@pytest.mark.parametrize(("value", "code"), [(None, "wrong-type"), (3, "wrong-type"), (["x"], "wrong-type"), ("", "empty")])
+def test_an_event_type_that_is_no_name_is_invalid(value, code):
+    """An event_type of another kind is an invalid field, named with the faults of the other known fields."""
+    with pytest.raises(InvalidEvent) as caught:
+        load_catalog().structure({"event_type": value, "user_id": "", "payload": {}, "own": 1})
+    assert [(f.pointer, f.code) for f in caught.value.faults] == [("/event_type", code), ("/user_id", "empty")]
+
+
+def test_an_unknown_event_type_names_the_nearest():
+    """A misspelt event_type is answered with the one that was probably meant, and the other faults."""
+    with pytest.raises(UnknownEventType, match="did you mean 'order.placed'") as caught:
+        load_catalog().structure({"event_type": "order.place", "user_id": 3, "payload": {}})
+    assert [fault.pointer for fault in caught.value.faults] == ["/event_type", "/user_id"]
+    with pytest.raises(UnknownEventType, match="known are cart.item_added"):
+        load_catalog().structure({"event_type": "x" * 100_000})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user_id": 3},
+        {"user_id": ""},
+        {"user_id": "\ud800" * 400},
+        {"event_id": ""},
+        {"payload": 3},
+        {"payload": [("a", 1)]},
+        {"timestamp": "2026-01-31T12:00:00Z"},
+        {"timestamp": __import__("datetime").datetime(2026, 1, 31)},  # noqa: DTZ001
+        {"timestamp": __import__("datetime").datetime.min.replace(tzinfo=__import__("zoneinfo").ZoneInfo("Asia/Tokyo"))},
+    ],
+)
+def test_an_event_made_in_python_keeps_the_rules_too(fields):
+    """The same rules hold for events made by a constructor; a breach is a ValueError there."""
+    with pytest.raises(ValueError):  # noqa: PT011
+        OrderPlaced(**({"user_id": "u", "payload": {}, "order_id": "o"} | fields))
+
+
+def test_a_limit_in_bytes_counts_bytes():
+    """max_bytes counts UTF-8, so that a limit holds on the wire."""
+    validate = max_bytes(4)
+    validate(None, None, "éé")
+    with pytest.raises(ValueError, match="has 5 bytes"):
+        validate(None, None, "ééx")

@@ -1,0 +1,209 @@
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pulsecart import InvalidEvent, MalformedBody
+from pulsecart.events import OrderPlaced
+from pulsecart.events.codec import MAX_DEPTH, decode, encode, require_exact
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+
+def order(**changes) -> OrderPlaced:
+    return OrderPlaced(**({"user_id": "u", "order_id": "o", "payload": {}} | changes))
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "empty"),
+        (b" ", "not JSON"),
+        (b"{", "not JSON"),
+        (b'{"a":1,}', "not JSON"),
+        (b'{"a":1} x', "trailing"),
+        (b'{"a":NaN}', "byte 5"),
+        (b'{"a":-Infinity}', "not JSON"),
+        (b'{"a":01}', "not JSON"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        ("{}".encode("utf-16"), "byte order mark"),
+        (b'{"a":"\xff"}', "not UTF-8"),
+        (b'{"\xc3":1}', "not UTF-8"),
+        (b'{"a":"\xed\xa0\x80"}', "not UTF-8"),
+        (rb'{"a":"\ud800"}', "lone surrogate"),
+        (rb'{"a":"\udc00 and more"}', "lone surrogate"),
+        (b"[]", "an array"),
+        (b"[{}]", "an array"),
+        (b"null", "null"),
+        (b'"text"', "a string"),
+        (b"12", "a number"),
+        (b"1.5", "a number"),
+        (b"true", "true"),
+        (b'{"a":' + b"9" * 4301 + b"}", "4300 digits"),
+        (b'{"a":' + b"9" * 10_000_000 + b"}", "4300 digits"),
+        (b'{"a":1e99999999999999999999}', "exponent"),
+        (b'{"a":1e-99999999999999999999}', "exponent"),
+        (nested(MAX_DEPTH + 1), "128 deep"),
+        (b"[" * 100_000 + b"]" * 100_000, "128 deep"),
+        (b'{"a":' * 2_000_000, "128 deep"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_no_readable_object_is_refused_and_told_why(raw, says):
+    """Whatever cannot be read as one JSON object without loss is a MalformedBody that names the reason."""
+    with pytest.raises(MalformedBody) as caught:
+        decode(raw)
+    assert says in caught.value.detail
+
+
+def test_nesting_is_allowed_down_to_the_limit():
+    """128 levels are read; strings full of brackets do not count as nesting."""
+    decode(nested(MAX_DEPTH))
+    decode(json.dumps({"a": "[{" * 500}).encode())
+    decode(json.dumps({"a": [{}] * 500}).encode())
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["89.90", "1", "-0.0", "0.1", "123456789012345678901234567890", "1.000000000000000000000000000001", "9" * 4300]
+    + ["1E+400", "1E-400", "18446744073709551616"],
+)
+def test_numbers_keep_every_digit(number):
+    """What a number says in a body, it says in the message, digit for digit."""
+    event = order(payload=decode(b'{"n":%b}' % number.encode()))
+    assert b'"payload":{"n":%b}' % number.encode() in encode(event)
+
+
+@pytest.mark.parametrize(
+    ("raw", "names"),
+    [
+        (b'{"a":1,"a":2}', ["/a"]),
+        (b'{"a":1,"b":2,"a":1}', ["/a"]),
+        (rb'{"user_id":1,"\u0075ser_id":2}', ["/user_id"]),
+        (rb'{"user_id":1,"user\u005Fid":2}', ["/user_id"]),
+        ('{"é":1,"\\u00e9":2}'.encode(), ["/é"]),
+        (b'{"a":1,"b":{"a":2},"b":3}', ["/b"]),
+        (json.dumps({str(n): n for n in range(100)}).encode()[:-1] + b',"7":1}', ["/7"]),
+    ],
+)
+def test_a_name_that_is_there_twice_is_refused(raw, names):
+    """A duplicate top-level name loses a value, however it is spelled, so the body is refused, naming it."""
+    with pytest.raises(MalformedBody) as caught:
+        decode(raw)
+    assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(name, "duplicate") for name in names]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a":{"a":1},"b":[{"a":1,"b":2}]}',
+        b'{"a":"a","b":"\\"a\\""}',
+        rb'{"a":"\u0041"}',
+        rb'{"a\"b":1,"c":2}',
+        '{"é":1,"e":2}'.encode(),
+        json.dumps({str(n): n for n in range(100)}).encode(),
+    ],
+)
+def test_a_name_used_elsewhere_is_no_duplicate(raw):
+    """Names of nested objects, texts that look like names, and escapes are no duplicates."""
+    assert decode(raw) == json.loads(raw)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.decimals(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values))
+def test_what_is_encoded_decodes_to_the_same(payload):
+    """Any JSON payload comes out as it went in."""
+    assert decode(encode(order(payload=payload)))["payload"] == payload
+
+
+names = st.sampled_from(["a", "b", "user_id", "é"])
+
+
+@given(st.lists(st.tuples(names, st.booleans(), st.sampled_from(["1", '"a"', '{"b":1}', '"\\u0061"', '"\\\\"']))))
+def test_duplicates_are_found_exactly(pairs):
+    """The quick look for duplicates agrees with a parse in pairs, whatever the spelling and the values."""
+
+    def spelled(name: str, escaped: bool) -> str:  # noqa: FBT001
+        return "".join(f"\\u{ord(letter):04x}" for letter in name) if escaped else name
+
+    raw = "{" + ",".join(f'"{spelled(name, escaped)}":{value}' for name, escaped, value in pairs) + "}"
+    distinct = {name for name, _, _ in pairs}
+    if len(distinct) == len(pairs):
+        assert decode(raw.encode()).keys() == distinct
+    else:
+        with pytest.raises(MalformedBody, match="twice"):
+            decode(raw.encode())
+
+
+def test_the_event_type_leads_and_times_are_in_utc():
+    """A message is the whole event, event_type first, timestamp as RFC 3339 with Z."""
+    event = order(event_id="e", timestamp=datetime(2026, 1, 31, 12, tzinfo=UTC))
+    assert encode(event) == (
+        b'{"event_type":"order.placed","event_id":"e","timestamp":"2026-01-31T12:00:00Z",'
+        b'"user_id":"u","payload":{},"order_id":"o"}'
+    )
+
+
+@attrs.frozen
+class Line:
+    price: float
+
+
+@pytest.mark.parametrize(
+    ("payload", "pointer"),
+    [
+        ({"a": [1.0, float("nan")]}, "/payload/a/1"),
+        ({"a": {"b": float("-inf")}}, "/payload/a/b"),
+        ({"a": Decimal("NaN")}, "/payload/a"),
+        ({"a": Decimal("-Infinity")}, "/payload/a"),
+        ({"line": Line(float("nan"))}, "/payload/line/price"),
+    ],
+)
+def test_numbers_that_json_has_no_form_for_are_refused(payload, pointer):
+    """NaN and infinity in an event made in Python are refused with their place, not published as null."""
+    event = order(payload=payload)
+    with pytest.raises(InvalidEvent) as caught:
+        require_exact(event, encode(event))
+    assert [fault.pointer for fault in caught.value.faults] == [pointer]
+
+
+@pytest.mark.parametrize("payload", [{"a": None}, {"a": "null NaN Infinity", "b": 1.5, "c": Decimal("1E+400")}])
+def test_null_and_words_like_nan_are_no_such_numbers(payload):
+    """None, the words, and numbers over the range of a float pass."""
+    event = order(payload=payload)
+    require_exact(event, encode(event))
+
+
+def test_an_event_made_in_python_has_the_same_limit_of_depth():
+    """Nesting over 128 is refused on the way out too, as no consumer of ours would read it."""
+    payload: dict = {}
+    for _ in range(MAX_DEPTH - 2):
+        payload = {"a": payload}
+    event = order(payload=payload)
+    require_exact(event, encode(event))
+    event = order(payload={"a": payload})
+    with pytest.raises(InvalidEvent, match="128 deep"):
+        require_exact(event, encode(event))
+
+
+@pytest.mark.parametrize("value", [object(), "\ud800", 10**5000, 1j], ids=["object", "surrogate", "digits", "complex"])
+def test_what_json_cannot_carry_is_refused(value):
+    """A value without a JSON form is an InvalidEvent that says which."""
+    with pytest.raises(InvalidEvent, match="cannot be written as JSON"):
+        encode(order(payload={"a": value}))

@@ -1,0 +1,336 @@
+import enum
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any, Optional
+
+import attrs
+import pytest
+from attrs import field, frozen, validators
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pulsecart import Catalog, DefinitionError, Event, InvalidEvent, event
+from pulsecart.events import OrderPlaced
+from pulsecart.events.codec import decode
+from pulsecart.events.structure import MAX_FAULTS, structure
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    ONE = 1
+
+
+@frozen(kw_only=True)
+class Item:
+    sku: str
+    count: int = field(validator=validators.gt(0))
+
+
+@frozen(kw_only=True)
+class Payload:
+    text: str = ""
+    flag: bool = False
+    whole: int = 0
+    exact: Decimal = Decimal(0)
+    binary: float = 0.0
+    moment: datetime | None = None
+    colour: Colour = Colour.RED
+    maybe: Optional[int] = None  # noqa: UP045 (the older spelling counts too)
+    items: list[Item] = field(factory=list)
+    first: Item | None = field(default=attrs.Factory(lambda self: self.items[0] if self.items else None, takes_self=True))
+    by_name: dict[str, Item] = field(factory=dict)
+    children: "list[Payload]" = field(factory=list)
+    anything: list = field(factory=list)
+    free: dict = field(factory=dict)
+    low: Annotated[int, "a lower bound"] = 0
+    high: int = field(default=10)
+
+    @high.validator
+    def _in_order(self, _attribute, value):
+        if value < self.low:
+            raise ValueError("must not be below low")
+
+
+@event("test.typed", topic="test-topic")
+@frozen(kw_only=True)
+class Typed(Event):
+    payload: Payload
+
+
+CATALOG = Catalog([Typed, OrderPlaced])
+
+
+def typed(payload: str) -> Any:
+    return CATALOG.structure(decode(b'{"event_type":"test.typed","user_id":"u","payload":%b}' % payload.encode())).payload
+
+
+def faults_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(decode(json.dumps(document).encode()))
+    return [(fault.pointer, fault.code) for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("payload", "name", "value"),
+    [
+        ('{"text":"x"}', "text", "x"),
+        ('{"flag":true}', "flag", True),
+        ('{"whole":123456789012345678901234567890}', "whole", 123456789012345678901234567890),
+        ('{"exact":89.90}', "exact", Decimal("89.90")),
+        ('{"exact":5}', "exact", Decimal(5)),
+        ('{"binary":89.90}', "binary", 89.9),
+        ('{"binary":5}', "binary", 5.0),
+        ('{"moment":"2026-01-31T12:00:00+02:00"}', "moment", datetime(2026, 1, 31, 10, tzinfo=UTC)),
+        ('{"moment":null}', "moment", None),
+        ('{"colour":"red"}', "colour", Colour.RED),
+        ('{"colour":1}', "colour", Colour.ONE),
+        ('{"maybe":null}', "maybe", None),
+        ('{"maybe":3}', "maybe", 3),
+        ('{"items":[{"sku":"a","count":1}]}', "items", [Item(sku="a", count=1)]),
+        ('{"items":[{"sku":"a","count":1}]}', "first", Item(sku="a", count=1)),
+        ('{"by_name":{"a":{"sku":"a","count":1}}}', "by_name", {"a": Item(sku="a", count=1)}),
+        ('{"children":[{"children":[{"text":"deep"}]}]}', "children", [Payload(children=[Payload(text="deep")])]),
+        ('{"anything":[1,"a",null]}', "anything", [1, "a", None]),
+        ('{"free":{"a":[1.50]}}', "free", {"a": [Decimal("1.50")]}),
+        ('{"low":3}', "low", 3),
+    ],
+)
+def test_each_type_of_field_is_read(payload, name, value):
+    """Every type that the README lists is read from its JSON form, to the very type."""
+    found = getattr(typed(payload), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("payload", "pointer", "code"),
+    [
+        ({"text": 3}, "/text", "wrong-type"),
+        ({"text": None}, "/text", "wrong-type"),
+        ({"text": ["a"]}, "/text", "wrong-type"),
+        ({"flag": 1}, "/flag", "wrong-type"),
+        ({"flag": "true"}, "/flag", "wrong-type"),
+        ({"whole": "3"}, "/whole", "wrong-type"),
+        ({"whole": 3.0}, "/whole", "wrong-type"),
+        ({"whole": True}, "/whole", "wrong-type"),
+        ({"exact": "3"}, "/exact", "wrong-type"),
+        ({"exact": False}, "/exact", "wrong-type"),
+        ({"binary": "3"}, "/binary", "wrong-type"),
+        ({"binary": True}, "/binary", "wrong-type"),
+        ({"binary": 10**400}, "/binary", "out-of-range"),
+        ({"moment": 3}, "/moment", "wrong-type"),
+        ({"colour": "blue"}, "/colour", "invalid"),
+        ({"colour": True}, "/colour", "invalid"),
+        ({"colour": 1.0}, "/colour", "invalid"),
+        ({"colour": ["red"]}, "/colour", "invalid"),
+        ({"maybe": "3"}, "/maybe", "wrong-type"),
+        ({"items": {}}, "/items", "wrong-type"),
+        ({"items": None}, "/items", "wrong-type"),
+        ({"items": "abc"}, "/items", "wrong-type"),
+        ({"items": [{"sku": "a", "count": 1}, 3]}, "/items/1", "wrong-type"),
+        ({"items": [{"count": 1}]}, "/items/0/sku", "missing"),
+        ({"items": [{"sku": "a", "count": 0}]}, "/items/0/count", "invalid"),
+        ({"items": [{"sku": "a", "count": 1, "skus": 1}]}, "/items/0/skus", "unknown"),
+        ({"by_name": []}, "/by_name", "wrong-type"),
+        ({"by_name": {"a/b~c": 3}}, "/by_name/a~1b~0c", "wrong-type"),
+        ({"children": [{"children": [{"text": 3}]}]}, "/children/0/children/0/text", "wrong-type"),
+        ({"low": 11, "high": 3}, "/high", "invalid"),
+        ({"tekst": "x"}, "/tekst", "unknown"),
+    ],
+)
+def test_no_value_is_turned_into_another_kind(payload, pointer, code):
+    """A value of another kind, out of range or refused by a validator is a fault at its place."""
+    assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [(f"/payload{pointer}", code)]
+
+
+def test_every_fault_is_named_at_once():
+    """Missing, unknown, empty, ill-typed and refused fields are all in one error."""
+    document = {
+        "event_type": "order.placed",
+        "event_id": None,
+        "user_id": "",
+        "oder_id": "o",
+        "timestamp": "yesterday",
+        "payload": [],
+    }
+    assert sorted(faults_of(document)) == [
+        ("/event_id", "wrong-type"),
+        ("/oder_id", "unknown"),
+        ("/order_id", "missing"),
+        ("/payload", "wrong-type"),
+        ("/timestamp", "invalid"),
+        ("/user_id", "empty"),
+    ]
+
+
+def test_a_validator_that_needs_a_faulty_neighbour_waits():
+    """While a field is ill-typed, a validator that compares with it is silent; the fault is named alone."""
+    payload = {"low": "x", "high": 3}
+    assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [
+        ("/payload/low", "wrong-type")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "code"),
+    [
+        ({"user_id": "x" * 1025}, "/user_id", "too-long"),
+        ({"user_id": "é" * 513}, "/user_id", "too-long"),
+        ({"user_id": "😀" * 257}, "/user_id", "too-long"),
+        ({"user_id": None}, "/user_id", "wrong-type"),
+        ({"user_id": ...}, "/user_id", "missing"),
+        ({"event_id": ""}, "/event_id", "empty"),
+        ({"event_id": "x" * 1025}, "/event_id", "too-long"),
+        ({"event_id": 7}, "/event_id", "wrong-type"),
+        ({"payload": ...}, "/payload", "missing"),
+        ({"payload": None}, "/payload", "wrong-type"),
+        ({"payload": "{}"}, "/payload", "wrong-type"),
+        ({"order_id": ""}, "/order_id", "empty"),
+        ({"timestamp": None}, "/timestamp", "wrong-type"),
+        ({"timestamp": 1700000000}, "/timestamp", "wrong-type"),
+        ({"timestamp": "2026-01-31"}, "/timestamp", "invalid"),
+        ({"timestamp": "2026-01-31T12:00:00"}, "/timestamp", "invalid"),
+        ({"timestamp": "2026-01-31T12:00Z"}, "/timestamp", "invalid"),
+        ({"timestamp": "2026-01-31T12:00:00+0200"}, "/timestamp", "invalid"),
+        ({"timestamp": "2026-01-31T24:00:00Z"}, "/timestamp", "invalid"),
+        ({"timestamp": "2026-01-31T12:00:00Z\n"}, "/timestamp", "invalid"),
+        ({"timestamp": "٢٠٢٦-01-31T12:00:00Z"}, "/timestamp", "invalid"),
+        ({"timestamp": "2026-02-30T12:00:00Z"}, "/timestamp", "out-of-range"),
+        ({"timestamp": "2026-06-30T23:59:60Z"}, "/timestamp", "out-of-range"),
+        ({"timestamp": "0000-01-01T00:00:00Z"}, "/timestamp", "out-of-range"),
+        ({"timestamp": "0001-01-01T00:00:00+05:00"}, "/timestamp", "out-of-range"),
+        ({"timestamp": "9999-12-31T23:59:59-05:00"}, "/timestamp", "out-of-range"),
+        ({"timestamp": "2026-01-31T12:00:00." + "1" * 1_000_000 + "Z"}, "/timestamp", "invalid"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_the_common_fields_keep_their_rules(order, changes, pointer, code):
+    """The rules of the contract for user_id, event_id, payload, timestamp and a type's own field hold."""
+    assert faults_of(order(**changes)) == [(pointer, code)]
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-31T12:00:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("2026-01-31t12:00:00z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("2026-01-31 12:00:00.5-00:00", datetime(2026, 1, 31, 12, 0, 0, 500_000, tzinfo=UTC)),
+        ("2026-01-31T12:00:00+05:30", datetime(2026, 1, 31, 6, 30, tzinfo=UTC)),
+        ("2026-01-31T12:00:00.123456999Z", datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)),
+        ("9999-12-31T23:59:59.9999999Z", datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)),
+    ],
+)
+def test_timestamps_of_rfc_3339_are_read_in_utc(order, text, moment):
+    """Any form of RFC 3339 with an offset is the same moment in UTC; finer than a microsecond is cut off."""
+    timestamp = CATALOG.structure(order(timestamp=text)).timestamp
+    assert timestamp == moment
+    assert timestamp.tzinfo is UTC
+
+
+@given(st.datetimes(timezones=st.timezones() | st.just(timezone(timedelta(hours=-3)))))
+def test_every_timestamp_that_python_writes_is_read_or_refused(moment):
+    """isoformat() of an aware datetime, rounded to whole minutes of offset, is read as the same moment."""
+    text = moment.isoformat()
+    document = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "timestamp": text}
+    try:
+        timestamp = CATALOG.structure(document).timestamp
+    except InvalidEvent as error:
+        in_range = 1 < moment.year < 9999
+        assert not in_range or moment.utcoffset().total_seconds() % 60, error  # noqa: PT017 (either outcome is right)
+    else:
+        assert timestamp == moment.astimezone(UTC)  # aware datetimes of different zones compare oddly in a fold
+
+
+def test_a_typo_is_answered_with_the_nearest_name():
+    """An unknown field names the known one it resembles, or else all known ones."""
+    with pytest.raises(InvalidEvent, match="did you mean 'order_id'"):
+        CATALOG.structure({"event_type": "order.placed", "user_id": "u", "oder_id": "o", "payload": {}})
+    with pytest.raises(InvalidEvent, match="the fields are event_id, timestamp, user_id, payload, order_id"):
+        CATALOG.structure({"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "zzz": 1})
+
+
+def test_a_flood_of_faults_is_cut_off(order):
+    """The number of faults in an error, and the length of names in it, are bounded."""
+    flood = {f"{number:05}" + "x" * 10_000: 1 for number in range(150)}
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(order(**flood))
+    assert len(caught.value.faults) == MAX_FAULTS
+    assert len(str(caught.value)) < 100_000
+
+
+def test_a_recursive_type_is_explained_in_linear_time():
+    """A fault at the bottom of a deeply nested value is found once, at its place."""
+    payload: dict[str, Any] = {"text": 3}
+    for _ in range(60):
+        payload = {"children": [payload]}
+    assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [
+        ("/payload" + "/children/0" * 60 + "/text", "wrong-type")
+    ]
+
+
+@event("test.whole", topic="test-topic")
+@frozen(kw_only=True)
+class Whole(Event):
+    first: int = 0
+    second: int = field(default=0, converter=abs)
+
+    def __attrs_post_init__(self):
+        if self.first + self.second > 10:
+            raise ValueError("first and second are more than 10")
+        if self.first == 7:
+            raise KeyError("a defect")
+
+
+def test_a_rule_of_the_whole_class_is_a_fault_of_the_body():
+    """What __attrs_post_init__ refuses is reported for the body as a whole."""
+    with pytest.raises(InvalidEvent) as caught:
+        structure({"user_id": "u", "payload": {}, "first": 9, "second": -9}, Whole)
+    assert [(fault.pointer, fault.message) for fault in caught.value.faults] == [
+        ("", "first and second are more than 10")
+    ]
+
+
+def test_a_defect_of_an_event_class_is_not_blamed_on_the_caller():
+    """An error that no rule raises comes through as it is, and so becomes a 500, not a 422."""
+    with pytest.raises(KeyError, match="a defect"):
+        structure({"user_id": "u", "payload": {}, "first": 7}, Whole)
+
+
+@event("test.defective", topic="test-topic")
+@frozen(kw_only=True)
+class Defective(Event):
+    value: int = field(default=0)
+
+    @value.validator
+    def _defective(self, _attribute, value):
+        return self.no_such_attribute
+
+
+def test_a_defective_validator_is_not_blamed_on_the_caller():
+    """An AttributeError of a validator is a defect where all fields are sound."""
+    with pytest.raises(AttributeError):
+        structure({"user_id": "u", "payload": {}, "value": 1}, Defective)
+    with pytest.raises(AttributeError):
+        structure({"user_id": "", "payload": {}, "value": 1}, Defective)
+
+
+class Fraction(enum.Enum):
+    HALF = 0.5
+
+
+@pytest.mark.parametrize("type_", [bytes, set[str], tuple[int, ...], int | str, dict[int, str], Fraction, complex, "Nowhere"])
+def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
+    """The catalog refuses a class whose field's type cannot be read strictly, naming the field."""
+
+    @frozen(kw_only=True)
+    class Inner:
+        odd: type_
+
+    @event("test.odd", topic="test-topic")
+    @frozen(kw_only=True)
+    class Odd(Event):
+        payload: list[Inner] | None
+
+    with pytest.raises(DefinitionError, match=r"Odd\.payload"):
+        Catalog([Odd])

@@ -1,0 +1,72 @@
+"""The service as its users run it: a process, with a real socket."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+
+class Served:
+    """A running `pulsecart serve`, its address, and what it has written."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self._listens = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    def wait_until_it_listens(self) -> None:
+        assert self._listens.wait(START_SECONDS), f"did not start in {START_SECONDS} s:\n{self.output}"
+        assert self.url, f"ended before it listened:\n{self.output}"
+
+    def stop(self) -> int:
+        """Stop it as an orchestrator does, and return its exit status."""
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(STOP_SECONDS)
+        self._reader.join(STOP_SECONDS)
+        return status
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._lines.append(line)
+            if found := re.search(r"Uvicorn running on (http://\S+)", line):
+                self.url = found[1]
+            if self.url and "startup complete" in self.output:
+                self._listens.set()
+        self._listens.set()
+
+
+@contextmanager
+def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Served]:
+    """Run `pulsecart serve` on a free port until the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pulsecart", "serve", "--port", "0", *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        served = Served(process)
+        try:
+            served.wait_until_it_listens()
+            yield served
+        finally:
+            if process.poll() is None:
+                served.stop()

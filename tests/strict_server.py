@@ -1,0 +1,126 @@
+"""A Pub/Sub publisher service in this process, over real gRPC, as strict as production where the emulator is not."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
+
+Reply = Callable[[], Awaitable[Any]]
+
+MAX_REQUEST_BYTES = 10_000_000
+
+
+class StrictServer:
+    """Records every publish request, in order. `script` holds a reply for each of the next calls.
+
+    A reply is a gRPC status to fail with, an event to wait for before answering, or None to answer
+    at once. Where the script is empty, requests are answered at once.
+    """
+
+    def __init__(self) -> None:
+        self.topics: set[str] = set()
+        self.requests: list[PublishRequest] = []
+        self.script: deque[grpc.StatusCode | asyncio.Event | PublishResponse | None] = deque()
+        self.look_up: grpc.StatusCode | asyncio.Event | None = None
+        self.in_flight: dict[str, int] = {}
+        self.most_in_flight: dict[str, int] = {}
+        self.arrived = asyncio.Condition()
+        self.host = ""
+        self._published = 0
+
+    @property
+    def messages(self) -> list[Any]:
+        return [message for request in self.requests for message in request.messages]
+
+    async def received(self, count: int) -> None:
+        """Wait until this many publish requests have come."""
+        async with asyncio.timeout(10), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.requests) >= count)
+
+    async def _publish(self, request: PublishRequest, context: grpc.aio.ServicerContext) -> PublishResponse:
+        key = request.messages[0].ordering_key
+        self.in_flight[key] = self.in_flight.get(key, 0) + 1
+        self.most_in_flight[key] = max(self.most_in_flight.get(key, 0), self.in_flight[key])
+        try:
+            return await self._reply(request, context)
+        finally:
+            self.in_flight[key] -= 1
+
+    async def _reply(self, request: PublishRequest, context: grpc.aio.ServicerContext) -> PublishResponse:
+        async with self.arrived:
+            self.requests.append(request)
+            self.arrived.notify_all()
+        reply = self.script.popleft() if self.script else None
+        if isinstance(reply, grpc.StatusCode):
+            await context.abort(reply, "as the test's script says")
+        if isinstance(reply, PublishResponse):
+            return reply
+        if isinstance(reply, asyncio.Event):
+            await reply.wait()
+        if request.topic not in self.topics:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"Topic not found: {request.topic}")
+        if fault := _breaks_a_rule(request):
+            await context.abort(*fault)
+        first = self._published + 1
+        self._published += len(request.messages)
+        return PublishResponse(message_ids=[str(number) for number in range(first, self._published + 1)])
+
+    async def _get_topic(self, request: GetTopicRequest, context: grpc.aio.ServicerContext) -> Topic:
+        if isinstance(self.look_up, asyncio.Event):
+            await self.look_up.wait()
+        elif self.look_up is not None:
+            await context.abort(self.look_up, "as the test says")
+        if request.topic not in self.topics:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"Topic not found: {request.topic}")
+        return Topic(name=request.topic)
+
+    async def _create_topic(self, request: Topic, context: grpc.aio.ServicerContext) -> Topic:
+        if isinstance(self.look_up, asyncio.Event):
+            await self.look_up.wait()
+        if request.name in self.topics:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, f"Topic exists: {request.name}")
+        self.topics.add(request.name)
+        return request
+
+
+def _breaks_a_rule(request: PublishRequest) -> tuple[grpc.StatusCode, str] | None:
+    if len({message.ordering_key for message in request.messages}) > 1:
+        return grpc.StatusCode.FAILED_PRECONDITION, "messages of different ordering keys in one request"
+    if len(request.messages) > 1000 or PublishRequest.pb(request).ByteSize() > MAX_REQUEST_BYTES:
+        return grpc.StatusCode.INVALID_ARGUMENT, "the request is too large"
+    for message in request.messages:
+        values = [message.ordering_key, *message.attributes.values()]
+        if len(message.attributes) > 100 or max(len(value.encode()) for value in values) > 1024:
+            return grpc.StatusCode.INVALID_ARGUMENT, "an attribute or the ordering key is too large"
+        if any(not key or len(key.encode()) > 256 for key in message.attributes):
+            return grpc.StatusCode.INVALID_ARGUMENT, "an attribute's key is empty or too large"
+    return None
+
+
+@asynccontextmanager
+async def strict_server(topics: list[str], *, project: str = "test") -> AsyncIterator[StrictServer]:
+    service = StrictServer()
+    service.topics = {f"projects/{project}/topics/{topic}" for topic in topics}
+    methods = {
+        "Publish": (service._publish, PublishRequest.deserialize, PublishResponse.serialize),
+        "GetTopic": (service._get_topic, GetTopicRequest.deserialize, Topic.serialize),
+        "CreateTopic": (service._create_topic, Topic.deserialize, Topic.serialize),
+    }
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(method, request_deserializer=read, response_serializer=write)
+        for name, (method, read, write) in methods.items()
+    }
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES)])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    service.host = f"127.0.0.1:{port}"
+    await server.start()
+    try:
+        yield service
+    finally:
+        await server.stop(None)

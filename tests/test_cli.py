@@ -1,0 +1,119 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import httpx
+import pytest
+
+from pulsecart.settings import Settings
+from tests.serving import serving
+
+ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
+
+OWN_EVENTS = """
+from attrs import frozen
+from pulsecart import Event, event
+
+@event("stock.counted", topic="warehouse")
+@frozen(kw_only=True)
+class StockCounted(Event):
+    count: int
+"""
+
+
+def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pulsecart", *arguments], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+def test_serve_works_without_any_setting(tmp_path):
+    """`pulsecart serve` alone takes events over a socket, and says in one line that memory keeps nothing."""
+    with serving(cwd=tmp_path) as served:
+        response = httpx.post(f"{served.url}/events/ingest", json=ORDER)
+        assert response.status_code == 202
+        (message,) = httpx.get(f"{served.url}/dev/messages").json()["messages"]
+        assert message["message_id"] == response.json()["message_id"]
+        assert message["data"]["payload"] == {"total": 89.9}
+    (banner,) = [line for line in served.output.splitlines() if "pulsecart (dev)" in line]
+    assert "memory, which keeps nothing" in banner
+    assert "http://127.0.0.1:" in banner
+
+
+def test_options_go_before_the_environment_and_that_before_dotenv(tmp_path):
+    """The nearest setting wins."""
+    body = {**ORDER, "payload": {"text": "x" * 200}}
+    (tmp_path / ".env").write_text("PULSECART_MAX_BODY_BYTES=100\nPULSECART_EVENTS=warehouse\n")
+    (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
+    limits = {}
+    for name, options, environment in (
+        ("file", [], {}),
+        ("environment", [], {"PULSECART_MAX_BODY_BYTES": "150"}),
+        ("option", ["--max-body-bytes", "200"], {"PULSECART_MAX_BODY_BYTES": "150"}),
+    ):
+        with serving(*options, cwd=tmp_path, **environment) as served:
+            limits[name] = httpx.post(f"{served.url}/events/ingest", json=body).json()["limit"]
+    assert limits == {"file": 100, "environment": 150, "option": 200}
+
+
+def test_events_of_a_module_in_the_working_directory(tmp_path):
+    """PULSECART_EVENTS finds a module beside which the service is started."""
+    (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
+    with serving(cwd=tmp_path, PULSECART_EVENTS="warehouse") as served:
+        event = {"event_type": "stock.counted", "user_id": "u", "payload": {}, "count": 3}
+        assert httpx.post(f"{served.url}/events/ingest", json=event).status_code == 202
+        refused = httpx.post(f"{served.url}/events/ingest", json=event | {"count": "3"})
+        assert [fault["pointer"] for fault in refused.json()["errors"]] == ["/count"]
+        (message,) = httpx.get(f"{served.url}/dev/messages?topic=warehouse").json()["messages"]
+        assert message["data"]["count"] == 3
+
+
+def test_it_ends_when_it_is_told_to(tmp_path):
+    """SIGTERM ends the service, after what it was doing."""
+    with serving(cwd=tmp_path) as served:
+        served.stop()
+    assert "Application shutdown complete" in served.output
+
+
+def test_contradictions_stop_the_start_with_all_problems(tmp_path):
+    """A start that cannot work ends at once, with every problem and no traceback."""
+    ended = run("serve", "--transport", "memory", "--environment", "prod", "--workers", "2", "--port", "x", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "ENVIRONMENT is prod" in ended.stderr
+    assert "2 workers cannot share" in ended.stderr
+    assert "PORT must be" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_events_that_do_not_work_stop_the_start(tmp_path):
+    """A module that does not import is named before anything is served."""
+    ended = run("serve", "--events", "no_such_module", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "Error: the module 'no_such_module' (PULSECART_EVENTS) does not import" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_lists_every_setting_with_its_variable_and_default(tmp_path):
+    """`pulsecart serve --help` is complete."""
+    text = " ".join(run("serve", "--help", cwd=tmp_path).stdout.split())
+    for setting in attrs.fields(Settings):
+        assert f"--{setting.name.replace('_', '-')} {setting.metadata['variable']}" in text
+        assert setting.metadata["default"] in text
+
+
+def test_version():
+    """`pulsecart --version` prints the version."""
+    assert re.fullmatch(r"pulsecart \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("setting", attrs.fields(Settings), ids=lambda setting: setting.name)
+def test_the_readme_lists_every_setting(setting):
+    """README's table has each option, variable, default and description, word for word."""
+    option = f"--{setting.name.replace('_', '-')}"
+    row = f"| `{option}` | `{setting.metadata['variable']}` | {setting.metadata['default']} | {setting.metadata['help']} |"
+    assert row in README.read_text()

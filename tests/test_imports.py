@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("starlette", "uvicorn", "click", "dotenv", "google", "grpc")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the heavy packages that a new Python has loaded after a statement."""
+    program = f"{statement}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import pulsecart",
+        "import pulsecart.events, pulsecart.producer",
+        "from pulsecart.transports import MemoryTransport, EmulatorTransport\nMemoryTransport()",
+        "from pulsecart.transports import EmulatorTransport\nEmulatorTransport(project='p', host='h:1')",
+    ],
+)
+def test_the_core_and_unopened_transports_load_nothing_heavy(statement):
+    """The core, the memory transport and a transport not yet opened load neither HTTP nor Google."""
+    assert loaded_by(statement) == set()
+
+
+def test_the_service_on_memory_does_not_load_google():
+    """A service on the memory transport starts without google and grpc."""
+    statement = (
+        "from pulsecart.app import create_app\nfrom pulsecart.settings import Settings\n"
+        "create_app(Settings(transport='memory'))"
+    )
+    assert not loaded_by(statement) & {"google", "grpc", "uvicorn"}
+
+
+def test_an_unknown_transport_is_an_attribute_error():
+    """A transport that does not exist fails as any missing name does."""
+    with pytest.raises(ImportError, match="KafkaTransport"):
+        from pulsecart.transports import KafkaTransport  # noqa: F401

@@ -1,0 +1,174 @@
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+from attrs import frozen
+
+from pulsecart import (
+    BrokerUnavailable,
+    Catalog,
+    Event,
+    InvalidEvent,
+    MalformedBody,
+    Message,
+    MessageTooLarge,
+    Producer,
+    event,
+    trace_id_of,
+)
+from pulsecart.events import OrderPlaced, PersonalizedSend
+from pulsecart.transports import MemoryTransport
+
+pytestmark = pytest.mark.anyio
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def transport():
+    return MemoryTransport()
+
+
+@pytest.fixture
+def producer(transport):
+    return Producer(transport, clock=lambda: NOON, new_event_id=lambda: "evt_new")
+
+
+async def test_ingest_publishes_the_whole_event(producer, transport, order_json):
+    """Bytes in, one message out: the topic of the type, the user as key, type and id as attributes."""
+    receipt = await producer.ingest(order_json())
+    (message,) = transport.messages
+    assert message.topic == receipt.topic == "pulsecart.commerce-events"
+    assert message.ordering_key == "u1"
+    assert message.attributes == {"event_type": "order.placed", "event_id": "evt_new"}
+    assert message.json() == {
+        "event_type": "order.placed",
+        "event_id": "evt_new",
+        "timestamp": "2026-01-31T12:00:00Z",
+        "user_id": "u1",
+        "payload": {"total": 1},
+        "order_id": "o1",
+    }
+    assert (receipt.event_id, receipt.message_id) == ("evt_new", message.message_id)
+    assert receipt.trace_id == trace_id_of("evt_new")
+
+
+async def test_publish_takes_an_event_made_in_python(producer, transport):
+    """An event object is enriched and published as a body is."""
+    event = OrderPlaced(user_id="u1", order_id="o1", payload={"total": Decimal("89.90")})
+    receipt = await producer.publish(event)
+    assert b'"total":89.90' in transport.messages[0].data
+    assert receipt.event_id == "evt_new"
+    assert event.event_id is None  # what the caller holds is not changed
+
+
+async def test_the_callers_id_and_timestamp_are_kept(producer, transport, order_json):
+    """What the caller sent is published, the timestamp as the same moment in UTC."""
+    await producer.ingest(order_json(event_id="mine", timestamp="2026-01-31T14:00:00.5+02:00"))
+    zone = timezone(timedelta(hours=-3))
+    moment = datetime(2026, 1, 31, 9, tzinfo=zone)
+    await producer.publish(PersonalizedSend(user_id="u", payload={}, event_id="too", timestamp=moment))
+    assert [(m.json()["event_id"], m.json()["timestamp"]) for m in transport.messages] == [
+        ("mine", "2026-01-31T12:00:00.500000Z"),
+        ("too", "2026-01-31T12:00:00Z"),
+    ]
+    assert transport.messages[0].attributes["event_id"] == "mine"
+
+
+async def test_without_injection_id_and_time_are_real(transport, order_json):
+    """By default the clock is the system's, and ids have our form."""
+    before = datetime.now(UTC)
+    receipt = await Producer(transport).ingest(order_json())
+    published = datetime.fromisoformat(transport.messages[0].json()["timestamp"])
+    assert before <= published <= datetime.now(UTC)
+    assert receipt.event_id == f"evt_{receipt.trace_id}"
+
+
+async def test_nothing_is_published_of_a_bad_body(producer, transport):
+    """A body at fault raises, and leaves no message."""
+    with pytest.raises(MalformedBody):
+        await producer.ingest(b"[]")
+    assert transport.messages == []
+
+
+async def test_a_catalog_of_ones_own_replaces_the_default(transport, order_json):
+    """The catalog decides which types are taken."""
+    producer = Producer(transport, catalog=Catalog([OrderPlaced]))
+    await producer.ingest(order_json())
+    with pytest.raises(InvalidEvent):
+        await producer.ingest(order_json(order_id=...))
+
+
+async def test_an_undeclared_class_cannot_be_published(producer):
+    """An event without a type of its own is refused, with the remedy; a parent's declaration does not count."""
+
+    @frozen(kw_only=True)
+    class Express(OrderPlaced): ...
+
+    with pytest.raises(InvalidEvent, match="put @event"):
+        await producer.publish(Express(user_id="u", payload={}, order_id="o"))
+
+
+async def test_what_json_cannot_carry_is_refused_not_changed(producer, transport):
+    """NaN in an event made in Python is an error, not a null."""
+    with pytest.raises(InvalidEvent, match="/payload/rate"):
+        await producer.publish(PersonalizedSend(user_id="u", payload={"rate": float("nan")}))
+    assert transport.messages == []
+
+
+async def test_typed_payloads_are_published_as_json(transport):
+    """Nested attrs classes, enums and Decimals are written as JSON writes them."""
+
+    @frozen(kw_only=True)
+    class Line:
+        sku: str
+        price: Decimal
+
+    @frozen(kw_only=True)
+    class Basket:
+        lines: list[Line]
+        note: str | None = None
+
+    @event("test.basket", topic="test-topic")
+    @frozen(kw_only=True)
+    class BasketFilled(Event):
+        payload: Basket
+
+    body = b'{"event_type":"test.basket","user_id":"u","payload":{"lines":[{"sku":"a","price":1.10}]}}'
+    await Producer(transport, catalog=Catalog([BasketFilled])).ingest(body)
+    assert b'"price":1.10' in transport.messages[0].data
+    assert transport.messages[0].json()["payload"] == {"lines": [{"sku": "a", "price": 1.1}], "note": None}
+
+
+async def test_a_message_over_pubsubs_limit_is_refused(producer, transport, order_json):
+    """The finished message, attributes and key included, may have 10,000,000 bytes and not one more."""
+    empty = order_json(payload={"x": ""})
+    await producer.ingest(empty)
+    room = 10_000_000 - transport.messages[0].size
+    await producer.ingest(order_json(payload={"x": "y" * room}))
+    assert transport.messages[-1].size == 10_000_000
+    with pytest.raises(MessageTooLarge, match=r"has 10,000,001 bytes; the limit is 10,000,000"):
+        await producer.ingest(order_json(payload={"x": "y" * (room + 1)}))
+
+
+async def test_a_failure_tells_what_to_retry_under(order_json):
+    """A PublishError carries the event's id and timestamp, so that a retry is the same event."""
+
+    async def outage(_message: Message) -> None:
+        raise BrokerUnavailable("test")
+
+    producer = Producer(MemoryTransport(outage), clock=lambda: NOON, new_event_id=lambda: "evt_new")
+    with pytest.raises(BrokerUnavailable) as caught:
+        await producer.ingest(order_json())
+    assert (caught.value.event_id, caught.value.timestamp) == ("evt_new", NOON)
+    assert caught.value.retryable
+
+
+async def test_errors_read_well(producer):
+    """The text of an error shows the summary and every fault with its place."""
+    with pytest.raises(InvalidEvent) as caught:
+        await producer.ingest(json.dumps({"event_type": "order.placed", "user_id": "u", "payload": {}}).encode())
+    assert str(caught.value) == (
+        "The body is not a valid 'order.placed' event.\n/order_id: is required, but missing"
+    )

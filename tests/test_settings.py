@@ -1,0 +1,158 @@
+import os
+
+import attrs
+import pytest
+
+from pulsecart import SettingsError
+from pulsecart.settings import Settings, load_settings
+
+
+def read(**environment: str) -> Settings:
+    return Settings.from_environment(environment)
+
+
+def problems(**environment: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read(**environment)
+    return str(caught.value)
+
+
+def test_with_nothing_set_it_is_memory_on_this_machine():
+    """A developer needs no settings."""
+    assert read() == Settings(transport="memory")
+    assert attrs.asdict(read()) == {
+        "transport": "memory",
+        "environment": "dev",
+        "host": "127.0.0.1",
+        "port": 8000,
+        "workers": 1,
+        "events": (),
+        "project": "pulsecart-dev",
+        "emulator_host": "",
+        "publish_deadline": 10.0,
+        "max_body_bytes": 1_048_576,
+        "body_timeout": 10.0,
+    }
+
+
+def test_every_setting_is_read_from_its_variable():
+    """Each variable reaches its field, with the field's type."""
+    assert read(
+        PULSECART_TRANSPORT="emulator",
+        ENVIRONMENT="staging",
+        PULSECART_HOST="0.0.0.0",
+        PORT="80",
+        PULSECART_WORKERS="2",
+        PULSECART_EVENTS="a.b, c ,",
+        GCP_PROJECT_ID="shop",
+        PUBSUB_EMULATOR_HOST="localhost:8085",
+        PULSECART_PUBLISH_DEADLINE="2.5",
+        PULSECART_MAX_BODY_BYTES="10000000",
+        PULSECART_BODY_TIMEOUT="3",
+    ) == Settings(
+        transport="emulator",
+        environment="staging",
+        host="0.0.0.0",
+        port=80,
+        workers=2,
+        events=("a.b", "c"),
+        project="shop",
+        emulator_host="localhost:8085",
+        publish_deadline=2.5,
+        max_body_bytes=10_000_000,
+        body_timeout=3.0,
+    )
+
+
+def test_an_empty_variable_counts_as_not_set():
+    """PORT= is what a shell leaves of an unset default, not a mistake."""
+    assert read(PORT="", PULSECART_TRANSPORT="") == Settings(transport="memory")
+
+
+def test_the_emulators_own_variable_chooses_the_emulator():
+    """PUBSUB_EMULATOR_HOST alone is enough, as with Google's clients."""
+    assert read(PUBSUB_EMULATOR_HOST="localhost:8085").transport == "emulator"
+    assert read(PUBSUB_EMULATOR_HOST="localhost:8085", PULSECART_TRANSPORT="memory").transport == "memory"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_memory_is_implied_on_loopback(host):
+    """All loopback addresses are a developer's machine."""
+    assert read(PULSECART_HOST=host).transport == "memory"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PULSECART_HOST": "0.0.0.0"},
+        {"PULSECART_HOST": "::"},
+        {"PULSECART_HOST": "shop.internal"},
+        {"K_SERVICE": "pulsecart"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"ENVIRONMENT": "prod"},
+    ],
+)
+def test_memory_is_never_implied_where_events_could_be_lost(environment):
+    """A container or an open address with nothing set does not answer 202 into the void."""
+    assert "PULSECART_TRANSPORT is not set" in problems(**environment)
+    if "ENVIRONMENT" not in environment:
+        assert read(**environment, PULSECART_TRANSPORT="memory").transport == "memory"
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"PULSECART_TRANSPORT": "memry"}, "PULSECART_TRANSPORT must be memory, emulator or pubsub, not 'memry'; did you mean"),
+        ({"PULSECART_TRANSPORT": "kafka"}, "not 'kafka'"),
+        ({"ENVIRONMENT": "production"}, "ENVIRONMENT must be dev, staging or prod, not 'production'"),
+        ({"PORT": "http"}, "PORT must be a whole number from 0 to 65,535, not 'http'"),
+        ({"PORT": "65536"}, "PORT must be"),
+        ({"PULSECART_WORKERS": "0"}, "PULSECART_WORKERS must be"),
+        ({"PULSECART_WORKERS": "1.5"}, "PULSECART_WORKERS must be"),
+        ({"PULSECART_MAX_BODY_BYTES": "10000001"}, "PULSECART_MAX_BODY_BYTES must be"),
+        ({"PULSECART_PUBLISH_DEADLINE": "nan"}, "PULSECART_PUBLISH_DEADLINE must be"),
+        ({"PULSECART_BODY_TIMEOUT": "0"}, "PULSECART_BODY_TIMEOUT must be"),
+        ({"PULSECART_TRANSPRT": "memory"}, "PULSECART_TRANSPRT is not a setting; did you mean PULSECART_TRANSPORT?"),
+        ({"PULSECART_ZZZ": "1"}, "PULSECART_ZZZ is not a setting"),
+        ({"PULSECART_TRANSPORT": "memory", "ENVIRONMENT": "prod"}, "ENVIRONMENT is prod"),
+        ({"PULSECART_TRANSPORT": "memory", "PULSECART_WORKERS": "2"}, "2 workers cannot share"),
+        ({"PULSECART_TRANSPORT": "emulator"}, "set PUBSUB_EMULATOR_HOST"),
+        ({"PULSECART_TRANSPORT": "pubsub"}, "not part of this version"),
+        ({"PULSECART_TRANSPORT": "pubsub", "PUBSUB_EMULATOR_HOST": "h:1"}, "the transport is real Pub/Sub"),
+    ],
+)
+def test_a_wrong_setting_names_the_variable_and_the_remedy(environment, says):
+    """Each mistake is told with the variable's name and what would be right."""
+    assert says in problems(**environment)
+
+
+def test_all_problems_are_told_at_once():
+    """Unknown variables, bad values and contradictions come in one message."""
+    text = problems(
+        PORT="x", PULSECART_ZZZ="1", PULSECART_TRANSPORT="memory", ENVIRONMENT="staging", PULSECART_WORKERS="3"
+    )
+    assert len(text.splitlines()) == 4
+
+
+def test_settings_made_in_python_keep_the_rules():
+    """Contradictions are refused however settings are made."""
+    with pytest.raises(SettingsError, match="is for development"):
+        Settings(transport="memory", environment="prod")
+
+
+def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, monkeypatch):
+    """.env of the working directory counts, for OTEL_* too; what is set already wins."""
+    (tmp_path / ".env").write_text("PORT=1234\nGCP_PROJECT_ID=from-file\nOTEL_SERVICE_NAME=shop\n")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["GCP_PROJECT_ID"] = "from-environment"
+    settings = load_settings()
+    assert (settings.port, settings.project) == (1234, "from-environment")
+    assert os.environ["OTEL_SERVICE_NAME"] == "shop"
+
+
+def test_dotenv_of_a_parent_directory_is_not_read(tmp_path, monkeypatch):
+    """Only the working directory's file counts."""
+    (tmp_path / ".env").write_text("PORT=1234\n")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert load_settings().port == 8000

@@ -1,0 +1,90 @@
+"""What every transport promises. One suite: a transport passes by giving it an `opened` fixture.
+
+Subclass `TransportContract` as a class of tests, with a fixture `opened` that gives an `Opened`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from attrs import frozen
+
+from pulsecart import Message, Transport, TransportClosed
+
+TOPICS = ["contract-a", "contract-b"]
+
+
+Published = Callable[[str, int], Awaitable[list[Message]]]
+
+
+@frozen
+class Opened:
+    """An open transport whose broker has TOPICS.
+
+    `published(topic, count)` returns what the topic holds, in order of arrival per key; it may wait for `count`.
+    """
+
+    transport: Transport
+    published: Published
+
+
+def message(number: int, key: str = "user", topic: str = TOPICS[0]) -> Message:
+    return Message(
+        topic=topic,
+        data=b'{"n":%d}' % number,
+        attributes={"event_type": "t", "event_id": f"{key}-{number}"},
+        ordering_key=key,
+    )
+
+
+@pytest.mark.anyio
+class TransportContract:
+    async def test_a_message_arrives_as_it_was_sent(self, opened: Opened):
+        """Data, attributes, ordering key and topic reach the broker unchanged."""
+        sent = Message(
+            topic=TOPICS[1],
+            data="{\"n\":89.90,\"text\":\"é😀\\u0000\"}".encode(),
+            attributes={"event_type": "t", "event_id": "ünï", "empty": ""},
+            ordering_key="user 😀",
+        )
+        await opened.transport.publish(sent)
+        (found,) = await opened.published(sent.topic, 1)
+        assert (found.data, dict(found.attributes), found.ordering_key) == (sent.data, sent.attributes, sent.ordering_key)
+        assert await opened.published(TOPICS[0], 0) == []
+
+    async def test_every_message_gets_an_id_of_its_own(self, opened: Opened):
+        """Message ids are non-empty and differ, for messages published at once on many keys."""
+        ids = await asyncio.gather(*(opened.transport.publish(message(n, f"user-{n % 7}")) for n in range(50)))
+        assert all(isinstance(message_id, str) and message_id for message_id in ids)
+        assert len(set(ids)) == 50
+        assert len(await opened.published(TOPICS[0], 50)) == 50
+
+    async def test_the_order_of_a_key_is_that_of_the_calls(self, opened: Opened):
+        """Messages published at once on one key arrive in the order of the calls, each key by itself."""
+        calls = [message(number, key) for number in range(40) for key in ("a", "b", "c")]
+        await asyncio.gather(*map(opened.transport.publish, calls))
+        found = await opened.published(TOPICS[0], len(calls))
+        for key in ("a", "b", "c"):
+            assert [m.data for m in found if m.ordering_key == key] == [m.data for m in calls if m.ordering_key == key]
+
+    async def test_a_message_without_a_key_is_published(self, opened: Opened):
+        """An empty ordering key means no order, not an error."""
+        await asyncio.gather(*(opened.transport.publish(message(n, "")) for n in range(5)))
+        assert len(await opened.published(TOPICS[0], 5)) == 5
+
+    async def test_topics_that_are_there_are_not_missing(self, opened: Opened):
+        """A check of the broker's topics finds none missing."""
+        assert await opened.transport.check(TOPICS) == []
+
+    async def test_a_large_message_is_published(self, opened: Opened):
+        """A message of nearly 10 MB passes."""
+        sent = Message(topic=TOPICS[0], data=b'"' + b"x" * 9_900_000 + b'"', attributes={}, ordering_key="user")
+        await opened.transport.publish(sent)
+        assert [len(m.data) for m in await opened.published(TOPICS[0], 1)] == [len(sent.data)]
+
+    async def test_after_closing_nothing_is_published(self, opened: Opened):
+        """A closed transport refuses, and closing it again is no error."""
+        await opened.transport.aclose()
+        await opened.transport.aclose()
+        with pytest.raises(TransportClosed):
+            await opened.transport.publish(message(1))

@@ -1,0 +1,49 @@
+"""The public names, as a type checker sees them. Never run: `nox -s typecheck` checks it."""
+
+from datetime import UTC, datetime
+from typing import assert_type
+
+from attrs import field, frozen
+
+from pulsecart import BrokerUnavailable, Catalog, Event, Fault, Message, Producer, Receipt, Transport, event
+from pulsecart.events import OrderPlaced, non_empty
+from pulsecart.transports import EmulatorTransport, MemoryTransport, PublishedMessage
+
+
+@frozen(kw_only=True)
+class Basket:
+    items: list[str]
+
+
+@event("shop.basket", topic="shop-events")
+@frozen(kw_only=True)
+class BasketFilled(Event):
+    shop: str = field(validator=non_empty)
+    payload: Basket
+
+
+async def outage(message: Message) -> None:
+    raise BrokerUnavailable(message.topic)
+
+
+async def use() -> None:
+    async with MemoryTransport(outage, keep=10) as memory:
+        producer = Producer(
+            memory,
+            catalog=Catalog([BasketFilled, OrderPlaced]),
+            clock=lambda: datetime.now(UTC),
+            new_event_id=lambda: "evt_1",
+        )
+        assert_type(await producer.ingest(b"{}"), Receipt)
+        filled = BasketFilled(user_id="u", shop="s", payload=Basket(items=[]))
+        assert_type(filled.payload, Basket)
+        assert_type(filled.event_type, str)
+        assert_type((await producer.publish(filled)).message_id, str)
+        assert_type(memory.messages, list[PublishedMessage])
+    async with EmulatorTransport(project="p", host="127.0.0.1:8085") as emulator:
+        port: Transport = emulator
+        await port.check(["t"])
+    assert_type(BrokerUnavailable("x").event_id, str | None)
+    assert_type(Fault("", "", "").pointer, str)
+    BasketFilled(user_id="u", shop="s")  # type: ignore[call-arg]
+    filled.shop = "t"  # type: ignore[misc]
