@@ -25,6 +25,7 @@ PYTHONS = nox.project.python_versions(PROJECT)
 NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
+COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
 
 
@@ -114,8 +115,7 @@ def emulator_host(session: nox.Session) -> Iterator[str]:
     if host := os.environ.get("PUBSUB_EMULATOR_HOST"):
         yield host
         return
-    gcloud = shutil.which("gcloud")
-    if gcloud is None:
+    if shutil.which(COMMAND[0]) is None:
         missing = "no Pub/Sub emulator: install gcloud with its pubsub-emulator, or set PUBSUB_EMULATOR_HOST"
         if "CI" in os.environ:
             session.error(missing)
@@ -125,8 +125,7 @@ def emulator_host(session: nox.Session) -> Iterator[str]:
     host = f"127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         process = subprocess.Popen(
-            [gcloud, "beta", "emulators", "pubsub", "start", f"--host-port={host}", "--project=pulsecart-dev"]
-            + [f"--data-dir={folder}"],
+            [*COMMAND, f"--host-port={host}", f"--data-dir={folder}"],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -25,7 +25,12 @@ class StockCounted(Event):
 
 def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pulsecart", *arguments], capture_output=True, text=True, timeout=60, **options
+        [sys.executable, "-m", "pulsecart", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
     )
 
 
@@ -79,7 +84,9 @@ def test_it_ends_when_it_is_told_to(tmp_path):
 
 def test_contradictions_stop_the_start_with_all_problems(tmp_path):
     """A start that cannot work ends at once, with every problem and no traceback."""
-    ended = run("serve", "--transport", "memory", "--environment", "prod", "--workers", "2", "--port", "x", cwd=tmp_path)
+    ended = run(
+        "serve", "--transport", "memory", "--environment", "prod", "--workers", "2", "--port", "x", cwd=tmp_path
+    )
     assert ended.returncode == 2
     assert "ENVIRONMENT is prod" in ended.stderr
     assert "2 workers cannot share" in ended.stderr
@@ -115,5 +122,6 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_readme_lists_every_setting(setting):
     """README's table has each option, variable, default and description, word for word."""
     option = f"--{setting.name.replace('_', '-')}"
-    row = f"| `{option}` | `{setting.metadata['variable']}` | {setting.metadata['default']} | {setting.metadata['help']} |"
+    metadata = setting.metadata
+    row = f"| `{option}` | `{metadata['variable']}` | {metadata['default']} | {metadata['help']} |"
     assert row in README.read_text()

@@ -71,7 +71,11 @@ def test_what_is_posted_is_pulled(served, pull):
         for message, answer in zip(messages, answers[user], strict=True):
             assert f'"payload":{answer["payload"]}'.encode() in message.data
             event = json.loads(message.data)
-            assert (event["event_type"], event["event_id"], event["user_id"]) == ("order.placed", answer["event_id"], user)
+            assert (event["event_type"], event["event_id"], event["user_id"]) == (
+                "order.placed",
+                answer["event_id"],
+                user,
+            )
             assert datetime.fromisoformat(event["timestamp"]).utcoffset() is not None
             assert event["timestamp"].endswith("Z")
 

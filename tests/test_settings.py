@@ -102,7 +102,10 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"PULSECART_TRANSPORT": "memry"}, "PULSECART_TRANSPORT must be memory, emulator or pubsub, not 'memry'; did you mean"),
+        (
+            {"PULSECART_TRANSPORT": "memry"},
+            "PULSECART_TRANSPORT must be memory, emulator or pubsub, not 'memry'; did you mean",
+        ),
         ({"PULSECART_TRANSPORT": "kafka"}, "not 'kafka'"),
         ({"ENVIRONMENT": "production"}, "ENVIRONMENT must be dev, staging or prod, not 'production'"),
         ({"PORT": "http"}, "PORT must be a whole number from 0 to 65,535, not 'http'"),

@@ -56,7 +56,7 @@ def max_bytes(limit: int) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
 
 
 def _json_object(_instance: Any, _attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not (isinstance(value, Mapping) or attrs.has(type(value))):
+    if not isinstance(value, Mapping):
         raise FieldError(f"expected an object, got {describe(value)}", "wrong-type")
 
 

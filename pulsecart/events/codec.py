@@ -16,6 +16,7 @@ import msgspec
 
 from pulsecart.errors import Fault, InvalidEvent, MalformedBody
 from pulsecart.events.base import Event, describe
+from pulsecart.events.structure import unstructure
 
 __all__ = ["MAX_DEPTH", "decode", "encode", "require_exact"]
 
@@ -53,11 +54,8 @@ def encode(event: Event) -> bytes:
 
     Raises `InvalidEvent` for a value that JSON has no form for.
     """
-    document = {"event_type": event.event_type}
-    for attribute in attrs.fields(type(event)):
-        document[attribute.name] = getattr(event, attribute.name)
     try:
-        return _encoder.encode(document)
+        return _encoder.encode({"event_type": event.event_type} | unstructure(event))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEvent(f"The event cannot be written as JSON: {error}") from error
 

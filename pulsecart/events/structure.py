@@ -1,4 +1,4 @@
-"""Decoded JSON into event classes: strictly, and with every fault at once.
+"""Decoded JSON into event classes, strictly and with every fault at once; and back.
 
 cattrs structures each event, with hooks that take away its coercions, and stops at the first fault.
 Only then is the value walked a second time, to explain all that is wrong with it.
@@ -19,12 +19,13 @@ from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
 import attrs
 from cattrs import Converter
 from cattrs.errors import ForbiddenExtraKeysError
-from cattrs.gen import make_dict_structure_fn, override
+from cattrs.fns import identity
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe
 
-__all__ = ["MAX_FAULTS", "faults", "nearest", "prepare", "structure"]
+__all__ = ["MAX_FAULTS", "faults", "nearest", "prepare", "structure", "unstructure"]
 
 EventT = TypeVar("EventT", bound=Event)
 Hook = Callable[[Any, Any], Any]
@@ -65,6 +66,7 @@ def prepare(cls: type[Event]) -> None:
     """
     _require_readable(cls, f"{cls.__module__}.{cls.__qualname__}", set())
     _converter.get_structure_hook(cls)
+    _converter.get_unstructure_hook(cls)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -277,8 +279,30 @@ _HOOKS: dict[str, Callable[[Any, Converter], Hook]] = {
     "optional": _optional_hook,
 }
 
+
+# The way out. Only attrs classes need to be taken apart: the JSON encoder reads all other types as they are, and
+# would read attrs classes too, but by their slots: without private fields, and with cached properties.
+
+
+def unstructure(event: Event) -> dict[str, Any]:
+    """Return the fields of an event by name, with attrs classes inside as dicts. All else is left as it is."""
+    fields: dict[str, Any] = _converter.unstructure(event)
+    return fields
+
+
+def _is_plain(type_: Any) -> bool:
+    kind, inner = _inner(type_)
+    return kind in ("scalar", "enum") or (kind != "object" and _is_plain(inner))
+
+
+def _object_unstructure_hook(cls: type, converter: Converter) -> Callable[[Any], Any]:
+    return make_dict_unstructure_fn(attrs.resolve_types(cls), converter)
+
+
 _converter = Converter(detailed_validation=False)
 _converter.register_structure_hook_factory(lambda _type: True, _make_hook)
+_converter.register_unstructure_hook_factory(attrs.has, _object_unstructure_hook)
+_converter.register_unstructure_hook_factory(_is_plain, lambda _type: identity)
 for _scalar in (str, bool, int, float):  # for these the converter has coercing hooks that go before any factory
     _converter.register_structure_hook(_scalar, _SCALARS[_scalar])
 

@@ -119,7 +119,9 @@ def test_an_entry_point_adds_event_types(module, monkeypatch):
 def test_two_classes_for_one_type_are_refused_naming_both(module):
     """A conflict stops the start and names both classes."""
     module("shop_g", '@event("order.placed", topic="shop")\n@frozen(kw_only=True)\nclass Mine(Event): ...\n')
-    with pytest.raises(DefinitionError, match=r"'order.placed': pulsecart\.events\.commerce\.OrderPlaced and shop_g\.Mine"):
+    with pytest.raises(
+        DefinitionError, match=r"'order.placed': pulsecart\.events\.commerce\.OrderPlaced and shop_g\.Mine"
+    ):
         load_catalog(["shop_g"])
 
 
@@ -148,7 +150,10 @@ def test_an_unknown_module_is_refused_by_name():
         load_catalog(["no_shop"])
 
 
-def declare(*, name="t.u", topic="shop", decorate=frozen(kw_only=True), base=Event, **members):
+KEYWORD_ONLY = frozen(kw_only=True)
+
+
+def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **members):
     return event(name, topic=topic)(decorate(type("Declared", (base,), members)))
 
 
@@ -206,7 +211,9 @@ def test_a_missing_event_type_lists_the_known_ones():
     assert "order.placed" in caught.value.faults[0].message
 
 
-@pytest.mark.parametrize(("value", "code"), [(None, "wrong-type"), (3, "wrong-type"), (["x"], "wrong-type"), ("", "empty")])
+@pytest.mark.parametrize(
+    ("value", "code"), [(None, "wrong-type"), (3, "wrong-type"), (["x"], "wrong-type"), ("", "empty")]
+)
 def test_an_event_type_that_is_no_name_is_invalid(value, code):
     """An event_type of another kind is an invalid field, named with the faults of the other known fields."""
     with pytest.raises(InvalidEvent) as caught:
@@ -233,8 +240,12 @@ def test_an_unknown_event_type_names_the_nearest():
         {"payload": 3},
         {"payload": [("a", 1)]},
         {"timestamp": "2026-01-31T12:00:00Z"},
-        {"timestamp": __import__("datetime").datetime(2026, 1, 31)},  # noqa: DTZ001
-        {"timestamp": __import__("datetime").datetime.min.replace(tzinfo=__import__("zoneinfo").ZoneInfo("Asia/Tokyo"))},
+        {"timestamp": __import__("datetime").datetime(2026, 1, 31)},
+        {
+            "timestamp": __import__("datetime").datetime.min.replace(
+                tzinfo=__import__("zoneinfo").ZoneInfo("Asia/Tokyo")
+            )
+        },
     ],
 )
 def test_an_event_made_in_python_keeps_the_rules_too(fields):

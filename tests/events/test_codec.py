@@ -2,12 +2,12 @@ import json
 from datetime import UTC, datetime
 from decimal import Decimal
 
-import attrs
 import pytest
+from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulsecart import InvalidEvent, MalformedBody
+from pulsecart import Event, InvalidEvent, MalformedBody, event
 from pulsecart.events import OrderPlaced
 from pulsecart.events.codec import MAX_DEPTH, decode, encode, require_exact
 
@@ -71,13 +71,12 @@ def test_nesting_is_allowed_down_to_the_limit():
 
 @pytest.mark.parametrize(
     "number",
-    ["89.90", "1", "-0.0", "0.1", "123456789012345678901234567890", "1.000000000000000000000000000001", "9" * 4300]
-    + ["1E+400", "1E-400", "18446744073709551616"],
+    ["89.90", "1", "-0.0", "0.1", "1E+400", "1E-400", "18446744073709551616", "1." + "0" * 40 + "1", "9" * 4300],
 )
 def test_numbers_keep_every_digit(number):
     """What a number says in a body, it says in the message, digit for digit."""
-    event = order(payload=decode(b'{"n":%b}' % number.encode()))
-    assert b'"payload":{"n":%b}' % number.encode() in encode(event)
+    made = order(payload=decode(b'{"n":%b}' % number.encode()))
+    assert b'"payload":{"n":%b}' % number.encode() in encode(made)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,7 @@ names = st.sampled_from(["a", "b", "user_id", "é"])
 def test_duplicates_are_found_exactly(pairs):
     """The quick look for duplicates agrees with a parse in pairs, whatever the spelling and the values."""
 
-    def spelled(name: str, escaped: bool) -> str:  # noqa: FBT001
+    def spelled(name: str, escaped: bool) -> str:
         return "".join(f"\\u{ord(letter):04x}" for letter in name) if escaped else name
 
     raw = "{" + ",".join(f'"{spelled(name, escaped)}":{value}' for name, escaped, value in pairs) + "}"
@@ -153,16 +152,11 @@ def test_duplicates_are_found_exactly(pairs):
 
 def test_the_event_type_leads_and_times_are_in_utc():
     """A message is the whole event, event_type first, timestamp as RFC 3339 with Z."""
-    event = order(event_id="e", timestamp=datetime(2026, 1, 31, 12, tzinfo=UTC))
-    assert encode(event) == (
+    made = order(event_id="e", timestamp=datetime(2026, 1, 31, 12, tzinfo=UTC))
+    assert encode(made) == (
         b'{"event_type":"order.placed","event_id":"e","timestamp":"2026-01-31T12:00:00Z",'
         b'"user_id":"u","payload":{},"order_id":"o"}'
     )
-
-
-@attrs.frozen
-class Line:
-    price: float
 
 
 @pytest.mark.parametrize(
@@ -172,22 +166,39 @@ class Line:
         ({"a": {"b": float("-inf")}}, "/payload/a/b"),
         ({"a": Decimal("NaN")}, "/payload/a"),
         ({"a": Decimal("-Infinity")}, "/payload/a"),
-        ({"line": Line(float("nan"))}, "/payload/line/price"),
+        ({"lines": {float("inf")}}, "/payload/lines/0"),
     ],
 )
 def test_numbers_that_json_has_no_form_for_are_refused(payload, pointer):
     """NaN and infinity in an event made in Python are refused with their place, not published as null."""
-    event = order(payload=payload)
+    made = order(payload=payload)
     with pytest.raises(InvalidEvent) as caught:
-        require_exact(event, encode(event))
+        require_exact(made, encode(made))
     assert [fault.pointer for fault in caught.value.faults] == [pointer]
+
+
+def test_such_a_number_in_a_typed_payload_is_named_too():
+    """The place of a NaN inside an attrs class is named like any other."""
+
+    @frozen
+    class Line:
+        price: float
+
+    @event("test.line", topic="test-topic")
+    @frozen(kw_only=True)
+    class Sold(Event):
+        payload: Line
+
+    sold = Sold(user_id="u", payload=Line(float("nan")))
+    with pytest.raises(InvalidEvent, match="/payload/price"):
+        require_exact(sold, encode(sold))
 
 
 @pytest.mark.parametrize("payload", [{"a": None}, {"a": "null NaN Infinity", "b": 1.5, "c": Decimal("1E+400")}])
 def test_null_and_words_like_nan_are_no_such_numbers(payload):
     """None, the words, and numbers over the range of a float pass."""
-    event = order(payload=payload)
-    require_exact(event, encode(event))
+    made = order(payload=payload)
+    require_exact(made, encode(made))
 
 
 def test_an_event_made_in_python_has_the_same_limit_of_depth():
@@ -195,11 +206,11 @@ def test_an_event_made_in_python_has_the_same_limit_of_depth():
     payload: dict = {}
     for _ in range(MAX_DEPTH - 2):
         payload = {"a": payload}
-    event = order(payload=payload)
-    require_exact(event, encode(event))
-    event = order(payload={"a": payload})
+    made = order(payload=payload)
+    require_exact(made, encode(made))
+    made = order(payload={"a": payload})
     with pytest.raises(InvalidEvent, match="128 deep"):
-        require_exact(event, encode(event))
+        require_exact(made, encode(made))
 
 
 @pytest.mark.parametrize("value", [object(), "\ud800", 10**5000, 1j], ids=["object", "surrogate", "digits", "complex"])

@@ -38,7 +38,9 @@ class Payload:
     colour: Colour = Colour.RED
     maybe: Optional[int] = None  # noqa: UP045 (the older spelling counts too)
     items: list[Item] = field(factory=list)
-    first: Item | None = field(default=attrs.Factory(lambda self: self.items[0] if self.items else None, takes_self=True))
+    first: Item | None = field(
+        default=attrs.Factory(lambda self: self.items[0] if self.items else None, takes_self=True)
+    )
     by_name: dict[str, Item] = field(factory=dict)
     children: "list[Payload]" = field(factory=list)
     anything: list = field(factory=list)
@@ -62,7 +64,9 @@ CATALOG = Catalog([Typed, OrderPlaced])
 
 
 def typed(payload: str) -> Any:
-    return CATALOG.structure(decode(b'{"event_type":"test.typed","user_id":"u","payload":%b}' % payload.encode())).payload
+    return CATALOG.structure(
+        decode(b'{"event_type":"test.typed","user_id":"u","payload":%b}' % payload.encode())
+    ).payload
 
 
 def faults_of(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -319,7 +323,9 @@ class Fraction(enum.Enum):
     HALF = 0.5
 
 
-@pytest.mark.parametrize("type_", [bytes, set[str], tuple[int, ...], int | str, dict[int, str], Fraction, complex, "Nowhere"])
+@pytest.mark.parametrize(
+    "type_", [bytes, set[str], tuple[int, ...], int | str, dict[int, str], Fraction, complex, "Nowhere"]
+)
 def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
     """The catalog refuses a class whose field's type cannot be read strictly, naming the field."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -135,7 +135,9 @@ events = st.dictionaries(
 )
 
 
-@given(body=st.binary() | json_values.map(lambda v: json.dumps(v).encode()) | events.map(lambda v: json.dumps(v).encode()))
+@given(
+    body=st.binary() | json_values.map(lambda v: json.dumps(v).encode()) | events.map(lambda v: json.dumps(v).encode())
+)
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_no_body_makes_the_service_fail(body):
     """Whatever the body, the answer is a 202 or a 4xx with problem details."""
@@ -216,7 +218,7 @@ async def test_a_body_that_arrives_too_slowly_is_408():
     async def receive() -> Any:
         if parts:
             return parts.pop()
-        await stalled.wait()
+        return await stalled.wait()
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -307,9 +309,7 @@ def test_every_error_of_an_event_has_its_problem():
     """No error that publishing can raise is without a status, and retryable agrees with it."""
     raised = [getattr(errors, name) for name in errors.__all__]
     leaves = [
-        cls
-        for cls in raised
-        if issubclass(cls, errors.EventError | errors.PublishError) and not cls.__subclasses__()
+        cls for cls in raised if issubclass(cls, errors.EventError | errors.PublishError) and not cls.__subclasses__()
     ]
     assert set(leaves) == set(_KINDS)
     for cls, (status, _, _) in _KINDS.items():
@@ -437,7 +437,7 @@ async def test_an_application_opens_and_closes_the_transport_it_is_given():
     opened: list[str] = []
 
     class Watched(MemoryTransport):
-        async def __aenter__(self) -> "Watched":
+        async def __aenter__(self) -> Self:
             opened.append("opened")
             return await super().__aenter__()
 

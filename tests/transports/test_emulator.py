@@ -138,7 +138,7 @@ async def test_the_deadline_counts_the_wait_for_the_turn(server, transport):
 async def test_an_unreachable_broker_is_unavailable_and_says_why():
     """Where nothing listens, publish fails within the deadline, with the last failure, and so does a check."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        host = "127.0.0.1:{}".format(free.getsockname()[1])
+        host = f"127.0.0.1:{free.getsockname()[1]}"
     async with EmulatorTransport(project="test", host=host, deadline=DEADLINE) as transport:
         with pytest.raises(BrokerUnavailable, match="its last answer was 503"):
             await transport.publish(message(1))

@@ -20,7 +20,6 @@ class TestContract(TransportContract):
     @pytest.fixture
     async def opened(self) -> AsyncIterator[Opened]:
         async with MemoryTransport() as transport:
-
             yield Opened(transport, published_to(transport))
 
 
@@ -32,7 +31,6 @@ class TestContractWithHandler(TransportContract):
                 await asyncio.sleep(0)
 
         async with MemoryTransport(slow_at_times) as transport:
-
             yield Opened(transport, published_to(transport))
 
 

@@ -19,7 +19,7 @@ class Carrier(Enum):
 class Parcel:
     """Nested objects are attrs classes too; what may be in a payload can be as strict as you like."""
 
-    weight_kg: Decimal = field(validator=validators.gt(0))
+    weight_kg: Decimal = field(validator=validators.gt(Decimal(0)))
     contents: list[str]
     note: str | None = None
 
