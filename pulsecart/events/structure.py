@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from itertools import islice
 from math import isinf
 from re import ASCII
 from re import compile as regex
-from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NewType, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -43,7 +44,7 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
     Raises `InvalidEvent` with every fault, up to `MAX_FAULTS`.
     """
     try:
-        return _converter.structure(fields, cls)
+        return cast(EventT, _hook(cls)(fields, cls))
     except (ValueError, TypeError, KeyError, ForbiddenExtraKeysError) as error:
         found = list(islice(faults(fields, cls), MAX_FAULTS))
         if not found:
@@ -65,7 +66,7 @@ def prepare(cls: type[Event]) -> None:
     Raises `DefinitionError` where the type of a field cannot be read strictly.
     """
     _require_readable(cls, f"{cls.__module__}.{cls.__qualname__}", set())
-    _converter.get_structure_hook(cls)
+    _hook(cls)
     _converter.get_unstructure_hook(cls)
 
 
@@ -205,12 +206,15 @@ def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
         _require_readable(inner, where, seen)
 
 
-def _make_hook(type_: Any, converter: Converter) -> Hook:
+@cache
+def _hook(type_: Any) -> Hook:
+    """Return the function that structures a value of a type."""
+    # It is asked for again, by containers, when they run: a type may contain itself.
     kind, inner = _inner(type_)
-    return _HOOKS[kind](inner, converter)
+    return _HOOKS[kind](inner)
 
 
-def _enum_hook(cls: type[Enum], _converter: Converter) -> Hook:
+def _enum_hook(cls: type[Enum]) -> Hook:
     # Keyed by kind too: to Python 1, 1.0 and True are the same key.
     members = {(type(member.value), member.value): member for member in cls}
     allowed = ", ".join(repr(member.value) for member in cls)
@@ -223,33 +227,34 @@ def _enum_hook(cls: type[Enum], _converter: Converter) -> Hook:
     return hook
 
 
-def _list_hook(item: Any, converter: Converter) -> Hook:
+def _list_hook(item: Any) -> Hook:
     def hook(value: Any, _type: Any) -> list[Any]:
-        return [converter.structure(element, item) for element in _array(value)]
+        structure_item = _hook(item)
+        return [structure_item(element, item) for element in _array(value)]
 
     return hook
 
 
-def _dict_hook(item: Any, converter: Converter) -> Hook:
+def _dict_hook(item: Any) -> Hook:
     def hook(value: Any, _type: Any) -> dict[str, Any]:
-        return {key: converter.structure(element, item) for key, element in _object(value).items()}
+        structure_item = _hook(item)
+        return {key: structure_item(element, item) for key, element in _object(value).items()}
 
     return hook
 
 
-def _optional_hook(some: Any, converter: Converter) -> Hook:
+def _optional_hook(some: Any) -> Hook:
     def hook(value: Any, _type: Any) -> Any:
-        return None if value is None else converter.structure(value, some)
+        return None if value is None else _hook(some)(value, some)
 
     return hook
 
 
-def _object_hook(cls: type, converter: Converter) -> Hook:
+def _object_hook(cls: type) -> Hook:
     attrs.resolve_types(cls)
-    read_as = _READ_AS if issubclass(cls, Event) else {}
-    overrides: Any = {name: override(struct_hook=_SCALARS[type_]) for name, type_ in read_as.items()}
+    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in _fields(cls).items()}
     generated: Hook = make_dict_structure_fn(
-        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **overrides
+        cls, _converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **overrides
     )
 
     def hook(value: Any, _type: Any) -> Any:
@@ -270,8 +275,8 @@ def _array(value: Any) -> list[Any]:
     return value
 
 
-_HOOKS: dict[str, Callable[[Any, Converter], Hook]] = {
-    "scalar": lambda type_, _converter: _SCALARS[type_],
+_HOOKS: dict[str, Callable[[Any], Hook]] = {
+    "scalar": _SCALARS.__getitem__,
     "enum": _enum_hook,
     "object": _object_hook,
     "list": _list_hook,
@@ -300,11 +305,8 @@ def _object_unstructure_hook(cls: type, converter: Converter) -> Callable[[Any],
 
 
 _converter = Converter(detailed_validation=False)
-_converter.register_structure_hook_factory(lambda _type: True, _make_hook)
 _converter.register_unstructure_hook_factory(attrs.has, _object_unstructure_hook)
 _converter.register_unstructure_hook_factory(_is_plain, lambda _type: identity)
-for _scalar in (str, bool, int, float):  # for these the converter has coercing hooks that go before any factory
-    _converter.register_structure_hook(_scalar, _SCALARS[_scalar])
 
 
 # The second walk. It finds a fault exactly where the first one stops.
@@ -325,7 +327,7 @@ def _faults(value: Any, type_: Any, pointer: str) -> Iterator[Fault]:
             if value is not None:
                 yield from _faults(value, inner, pointer)
         else:
-            _converter.structure(value, type_)
+            _hook(type_)(value, type_)
     except FieldError as error:
         yield _refusal(error, pointer)
 
@@ -352,7 +354,7 @@ def _partial_instance(value: dict[str, Any], cls: type, pointer: str) -> tuple[A
             wrong = list(islice(_faults(value[name], type_, at), MAX_FAULTS))
             found += wrong
             if not wrong:
-                object.__setattr__(instance, name, _converter.structure(value[name], type_))
+                object.__setattr__(instance, name, _hook(type_)(value[name], type_))
         elif default is attrs.NOTHING:
             found.append(Fault(at, "missing", "is required, but missing"))
         elif not isinstance(default, _FACTORY):

@@ -21,6 +21,14 @@ class Colour(enum.Enum):
     ONE = 1
 
 
+class Size(enum.StrEnum):
+    SMALL = "small"
+
+
+class Level(enum.IntEnum):
+    HIGH = 2
+
+
 @frozen(kw_only=True)
 class Item:
     sku: str
@@ -36,6 +44,8 @@ class Payload:
     binary: float = 0.0
     moment: datetime | None = None
     colour: Colour = Colour.RED
+    size: Size = Size.SMALL
+    level: Level = Level.HIGH
     maybe: Optional[int] = None  # noqa: UP045 (the older spelling counts too)
     items: list[Item] = field(factory=list)
     first: Item | None = field(
@@ -89,6 +99,8 @@ def faults_of(document: dict[str, Any]) -> list[tuple[str, str]]:
         ('{"moment":null}', "moment", None),
         ('{"colour":"red"}', "colour", Colour.RED),
         ('{"colour":1}', "colour", Colour.ONE),
+        ('{"size":"small"}', "size", Size.SMALL),
+        ('{"level":2}', "level", Level.HIGH),
         ('{"maybe":null}', "maybe", None),
         ('{"maybe":3}', "maybe", 3),
         ('{"items":[{"sku":"a","count":1}]}', "items", [Item(sku="a", count=1)]),
@@ -128,6 +140,9 @@ def test_each_type_of_field_is_read(payload, name, value):
         ({"colour": True}, "/colour", "invalid"),
         ({"colour": 1.0}, "/colour", "invalid"),
         ({"colour": ["red"]}, "/colour", "invalid"),
+        ({"size": "large"}, "/size", "invalid"),
+        ({"level": 2.0}, "/level", "invalid"),
+        ({"maybe": None, "text": 3}, "/text", "wrong-type"),
         ({"maybe": "3"}, "/maybe", "wrong-type"),
         ({"items": {}}, "/items", "wrong-type"),
         ({"items": None}, "/items", "wrong-type"),
