@@ -1,4 +1,5 @@
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,19 @@ def test_events_of_a_module_in_the_working_directory(tmp_path):
         assert [fault["pointer"] for fault in refused.json()["errors"]] == ["/count"]
         (message,) = httpx.get(f"{served.url}/dev/messages?topic=warehouse").json()["messages"]
         assert message["data"]["count"] == 3
+
+
+def test_it_starts_without_its_broker_and_says_so(tmp_path):
+    """The banner names the emulator; while it is away the service serves, warns, and is not ready."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    with serving("--project", "shop", "--emulator-host", host, "--publish-deadline", "0.5", cwd=tmp_path) as served:
+        assert f"publishes to the Pub/Sub emulator at {host}, project shop" in served.output
+        assert "The broker is not available yet" in served.output
+        assert httpx.get(f"{served.url}/readyz").status_code == 503
+        assert httpx.get(f"{served.url}/livez").status_code == 200
+        refused = httpx.post(f"{served.url}/events/ingest", json=ORDER)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
 def test_it_ends_when_it_is_told_to(tmp_path):

@@ -206,12 +206,14 @@ def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
         _require_readable(inner, where, seen)
 
 
-@cache
-def _hook(type_: Any) -> Hook:
-    """Return the function that structures a value of a type."""
-    # It is asked for again, by containers, when they run: a type may contain itself.
+def _make_hook(type_: Any) -> Hook:
     kind, inner = _inner(type_)
     return _HOOKS[kind](inner)
+
+
+# The function that structures a value of a type. Containers ask for that of their items only when they run: a type
+# may contain itself.
+_hook: Callable[[Any], Hook] = cache(_make_hook)
 
 
 def _enum_hook(cls: type[Enum]) -> Hook:
