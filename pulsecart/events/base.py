@@ -118,9 +118,11 @@ def event(event_type: str, *, topic: str = "") -> Callable[[EventClass], EventCl
     The class is a frozen, slotted, keyword-only attrs class: put `@frozen(kw_only=True)` below.
     Raises `DefinitionError` where the class or a name cannot work.
     """
+    if not isinstance(event_type, str):
+        raise DefinitionError(f"{event_type!r}: write @event('…', topic='…'), with the event type's name first")
 
     def declare(cls: EventClass) -> EventClass:
-        problem = _problem(cls, event_type, topic)
+        problem = _class_problem(cls) or _name_problem(event_type, topic)
         if problem:
             raise DefinitionError(f"{cls.__module__}.{cls.__qualname__} (event type {event_type!r}): {problem}")
         cls.event_type = event_type
@@ -136,7 +138,7 @@ def declared() -> tuple[type[Event], ...]:
     return tuple(_declared)
 
 
-def _problem(cls: type, event_type: Any, topic: Any) -> str | None:
+def _class_problem(cls: type) -> str | None:
     if not issubclass(cls, Event):
         return "extend pulsecart.Event"
     if "__attrs_attrs__" not in cls.__dict__:
@@ -148,7 +150,16 @@ def _problem(cls: type, event_type: Any, topic: Any) -> str | None:
         return f"make it keyword-only, @frozen(kw_only=True): {', '.join(positional)} is positional"
     if reserved := [name for name in ("event_type", "topic") if name in fields]:
         return f"a field cannot be named {reserved[0]!r}: the name is taken by what the decorator declares"
-    if not isinstance(event_type, str) or not 1 <= len(event_type.encode()) <= MAX_ID_BYTES:
+    common = attrs.fields_dict(Event)
+    if changed := [name for name in ("event_id", "timestamp", "user_id") if fields[name] != common[name]]:
+        return f"the field {changed[0]!r} is every event's, and cannot be defined anew"
+    if fields["payload"].default is not attrs.NOTHING:
+        return "the payload is required in every event, and cannot have a default"
+    return None
+
+
+def _name_problem(event_type: str, topic: Any) -> str | None:
+    if not 1 <= len(event_type.encode()) <= MAX_ID_BYTES:
         return f"the event type must be a string of 1 to {MAX_ID_BYTES} bytes"
     if not topic:
         return "it names no topic; write @event(…, topic='…')"

@@ -7,7 +7,8 @@ from typing import Any
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
 from pulsecart.events.base import Event, declared, describe
-from pulsecart.events.structure import MAX_NAME, faults, nearest, prepare, structure
+from pulsecart.events.faults import nearest, shortened
+from pulsecart.events.structure import faults, prepare, structure
 
 __all__ = ["ENTRY_POINTS", "Catalog", "load_catalog"]
 
@@ -42,34 +43,31 @@ class Catalog:
         return sorted({cls.topic for cls in self})
 
     def structure(self, document: dict[str, Any]) -> Event:
-        """Make an event of a decoded JSON object, which is left without its `event_type`.
+        """Make an event of a decoded JSON object.
 
         Raises `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
         """
+        fields = {name: value for name, value in document.items() if name != "event_type"}
+        event_type = document.get("event_type")
+        if type(event_type) is str and event_type in self._classes:
+            return structure(fields, self._classes[event_type])
+        known = f"known are {', '.join(self._classes)}"
+        # Without a class, only the fields that every event has can be judged.
+        common = faults(fields, Event, unknown=False)
         if "event_type" not in document:
-            known = ", ".join(self._classes)
-            raise MissingEventType(
-                "The body has no event_type.",
-                [Fault("/event_type", "missing", f"is required, but missing; known are {known}")],
+            hint = next(filter(None, (nearest("event_type", [name]) for name in fields)), f"; {known}")
+            wrong = Fault("/event_type", "missing", f"is required, but missing{hint}")
+            raise MissingEventType("The body has no event_type.", [wrong, *common])
+        if type(event_type) is not str:
+            wrong = Fault("/event_type", "wrong-type", f"expected a string, got {describe(event_type)}")
+            raise InvalidEvent("The event_type is not a string.", [wrong, *common])
+        if not event_type:
+            raise InvalidEvent(
+                "The event_type is empty.", [Fault("/event_type", "empty", f"is empty; {known}"), *common]
             )
-        name = document.pop("event_type")
-        if type(name) is not str or not name:
-            wrong = (
-                Fault("/event_type", "wrong-type", f"expected a string, got {describe(name)}")
-                if name != ""
-                else Fault("/event_type", "empty", "must not be empty")
-            )
-            raise InvalidEvent("The event_type is not a name.", [wrong, *self._common_faults(document)])
-        if name not in self._classes:
-            hint = nearest(name, self._classes) or f"; known are {', '.join(self._classes)}"
-            wrong = Fault("/event_type", "unknown", f"{name[:MAX_NAME]!r} is not in the catalog{hint}")
-            raise UnknownEventType(f"The event_type is unknown{hint}.", [wrong, *self._common_faults(document)])
-        return structure(document, self._classes[name])
-
-    @staticmethod
-    def _common_faults(document: dict[str, Any]) -> Iterator[Fault]:
-        """Yield the faults in the fields that every event has: all that can be judged without a class."""
-        return faults(document, Event, unknown=False)
+        hint = nearest(event_type, self._classes) or f"; {known}"
+        wrong = Fault("/event_type", "unknown", f"{shortened(event_type)!r} is not in the catalog{hint}")
+        raise UnknownEventType(f"The event_type is not in the catalog{hint}", [wrong, *common])
 
 
 def load_catalog(modules: Iterable[str] = ()) -> Catalog:
@@ -89,17 +87,24 @@ def load_catalog(modules: Iterable[str] = ()) -> Catalog:
 def _classes_of(name: str, source: str) -> list[type[Event]]:
     try:
         module = importlib.import_module(name)
+    except DefinitionError as error:
+        raise DefinitionError(f"the module {name!r} ({source}) does not work: {error}") from error
     except Exception as error:  # whatever the module's own code raises
         raise DefinitionError(
             f"the module {name!r} ({source}) does not import: {type(error).__name__}: {error}"
         ) from error
     imported = [value for value in vars(module).values() if isinstance(value, type)]
-    classes = [
-        cls for cls in declared() if cls in imported or cls.__module__ == name or cls.__module__.startswith(f"{name}.")
-    ]
+    for cls in imported:
+        if issubclass(cls, Event) and cls.__module__ == name and "event_type" not in vars(cls) and not _is_base(cls):
+            raise DefinitionError(f"{_name(cls)} is not declared: put @event('…', topic='…') above it")
+    classes = [cls for cls in declared() if cls in imported or f"{cls.__module__}.".startswith(f"{name}.")]
     if not classes:
         raise DefinitionError(f"the module {name!r} ({source}) declares no event class; declare one with @event")
     return classes
+
+
+def _is_base(cls: type[Event]) -> bool:
+    return any(cls in other.__mro__[1:] for other in declared())
 
 
 def _name(cls: type) -> str:

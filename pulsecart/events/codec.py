@@ -6,8 +6,10 @@ one object, nested at most 128 deep, integers of at most 4300 digits, exponents 
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, DecimalException
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -16,6 +18,7 @@ import msgspec
 
 from pulsecart.errors import Fault, InvalidEvent, MalformedBody
 from pulsecart.events.base import Event, describe
+from pulsecart.events.faults import MAX_FAULTS, below
 from pulsecart.events.structure import unstructure
 
 __all__ = ["MAX_DEPTH", "decode", "encode", "require_exact"]
@@ -44,7 +47,7 @@ def decode(raw: bytes) -> dict[str, Any]:
     if repeated := _repeated_names(raw, document):
         raise MalformedBody(
             "The body names a field twice, and only one value could be kept.",
-            [Fault(f"/{name}", "duplicate", "is there more than once") for name in repeated],
+            [Fault(below("", name), "duplicate", "is there more than once") for name in repeated[:MAX_FAULTS]],
         )
     return document
 
@@ -70,7 +73,7 @@ def require_exact(event: Event, data: bytes) -> None:
     if any(mark in data for mark in (b"null", b"NaN", b"Infinity")):
         found = [
             Fault(pointer, "out-of-range", "is not a finite number; JSON has no form for it")
-            for pointer in _not_finite(event, "")
+            for pointer in islice(_not_finite(event, ""), MAX_FAULTS)
         ]
         if found:
             raise InvalidEvent("The event holds numbers that JSON cannot carry.", found)
@@ -119,7 +122,8 @@ def _repeated_names(raw: bytes, document: dict[str, Any]) -> list[str]:
 
     Decoding keeps only the last value of a name. Parsing in pairs would show it, at several times
     the cost; but if each name stands in the body once, quoted, none can be there twice, unless
-    spelled with escapes. Whatever else uses a name, a nested object say, is only suspected.
+    spelled with escapes. Whatever else uses a name, a nested object say, is only suspected. Many
+    names would have to be looked for many times: one parse is quicker.
     """
     if (
         len(document) <= _MANY_NAMES
@@ -131,7 +135,7 @@ def _repeated_names(raw: bytes, document: dict[str, Any]) -> list[str]:
     names = json.loads(raw, object_pairs_hook=lambda pairs: [name for name, _ in pairs], parse_int=str, parse_float=str)
     if len(names) == len(document):
         return []
-    return [name for name in document if names.count(name) > 1]
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _not_finite(value: Any, pointer: str) -> Iterator[str]:
@@ -141,10 +145,10 @@ def _not_finite(value: Any, pointer: str) -> Iterator[str]:
             yield pointer
     else:
         for name, item in _members(value):
-            yield from _not_finite(item, f"{pointer}/{name}")
+            yield from _not_finite(item, below(pointer, name))
 
 
-def _members(value: Any) -> Iterable[tuple[object, Any]]:
+def _members(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, (list, tuple, set, frozenset)):

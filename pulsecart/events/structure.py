@@ -4,18 +4,16 @@ cattrs structures each event, with hooks that take away its coercions, and stops
 Only then is the value walked a second time, to explain all that is wrong with it.
 """
 
-import difflib
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import cache
-from itertools import islice
 from math import isinf
 from re import ASCII
 from re import compile as regex
-from typing import Annotated, Any, NewType, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, NewType, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -25,17 +23,12 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe
+from pulsecart.events.faults import MAX_FAULTS, below, nearest
 
-__all__ = ["MAX_FAULTS", "faults", "nearest", "prepare", "structure", "unstructure"]
+__all__ = ["faults", "prepare", "structure", "unstructure"]
 
 EventT = TypeVar("EventT", bound=Event)
 Hook = Callable[[Any, Any], Any]
-
-MAX_FAULTS = 100
-"""How many faults one error lists: more would help nobody, and cost the time of an answer."""
-
-MAX_NAME = 200
-"""How many characters of a name that a body brings are repeated, or compared with the known names."""
 
 
 def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
@@ -46,7 +39,7 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
     try:
         return cast(EventT, _hook(cls)(fields, cls))
     except (ValueError, TypeError, KeyError, ForbiddenExtraKeysError) as error:
-        found = list(islice(faults(fields, cls), MAX_FAULTS))
+        found = faults(fields, cls)
         if not found:
             # No field is at fault by itself: the class's own __attrs_post_init__ or converter refused.
             if not isinstance(error, (ValueError, TypeError)):
@@ -55,9 +48,14 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
     raise InvalidEvent(f"The body is not a valid {cls.event_type!r} event.", found)
 
 
-def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True) -> Iterator[Fault]:
-    """Yield what is wrong with an event's decoded fields; without `unknown`, only what is wrong with known ones."""
-    return _object_faults(fields, cls, "", unknown=unknown)
+def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True) -> list[Fault]:
+    """Return what is wrong with an event's decoded fields, up to `MAX_FAULTS`.
+
+    Without `unknown`, a field that the class does not have is no fault.
+    """
+    found: list[Fault] = []
+    _explain_object(fields, cls, "", found, unknown=unknown)
+    return found[:MAX_FAULTS]
 
 
 def prepare(cls: type[Event]) -> None:
@@ -65,15 +63,13 @@ def prepare(cls: type[Event]) -> None:
 
     Raises `DefinitionError` where the type of a field cannot be read strictly.
     """
-    _require_readable(cls, f"{cls.__module__}.{cls.__qualname__}", set())
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    _require_readable(cls, name, set())
+    payload = attrs.fields_dict(cls)["payload"]
+    if payload != attrs.fields_dict(Event)["payload"] and _inner(payload.type)[0] not in ("object", "dict"):
+        raise DefinitionError(f"{name}.payload: a payload is an object: type it with an attrs class or dict[str, X]")
     _hook(cls)
     _converter.get_unstructure_hook(cls)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name nearest to this one, or nothing."""
-    matches = difflib.get_close_matches(name, known, n=1) if len(name) <= MAX_NAME else []
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 # Scalars. JSON decodes to these types exactly (numbers to int and Decimal), and no value is turned
@@ -165,8 +161,6 @@ _READ_AS = {"event_id": str, "timestamp": _Utc}
 
 def _inner(type_: Any) -> tuple[str, Any]:
     """Say how a type is read from JSON, and the type inside it, where there is one."""
-    if get_origin(type_) is Annotated:
-        return _inner(get_args(type_)[0])
     if type_ in _SCALARS:
         return "scalar", type_
     if isinstance(type_, type) and issubclass(type_, Enum) and {type(m.value) for m in type_} <= {str, int}:
@@ -186,6 +180,11 @@ def _inner(type_: Any) -> tuple[str, Any]:
     )
 
 
+def _resolved(cls: type) -> type:
+    """Return the class, with annotations that are strings made types, and Annotated[X, …] made X."""
+    return attrs.resolve_types(cls, include_extras=False)
+
+
 def _fields(cls: type) -> dict[str, Any]:
     """Return the types of the fields that a body may have for an attrs class, by name."""
     read_as = _READ_AS if issubclass(cls, Event) else {}
@@ -195,7 +194,7 @@ def _fields(cls: type) -> dict[str, Any]:
 def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
     try:
         kind, inner = _inner(type_)
-        fields = _fields(attrs.resolve_types(inner)) if kind == "object" and inner not in seen else {}
+        fields = _fields(_resolved(inner)) if kind == "object" and inner not in seen else {}
     except (DefinitionError, NameError) as error:
         raise DefinitionError(f"{where}: {error}") from error
     if kind == "object":
@@ -253,8 +252,7 @@ def _optional_hook(some: Any) -> Hook:
 
 
 def _object_hook(cls: type) -> Hook:
-    attrs.resolve_types(cls)
-    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in _fields(cls).items()}
+    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in _fields(_resolved(cls)).items()}
     generated: Hook = make_dict_structure_fn(
         cls, _converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **overrides
     )
@@ -303,7 +301,7 @@ def _is_plain(type_: Any) -> bool:
 
 
 def _object_unstructure_hook(cls: type, converter: Converter) -> Callable[[Any], Any]:
-    return make_dict_unstructure_fn(attrs.resolve_types(cls), converter)
+    return make_dict_unstructure_fn(_resolved(cls), converter)
 
 
 _converter = Converter(detailed_validation=False)
@@ -311,96 +309,86 @@ _converter.register_unstructure_hook_factory(attrs.has, _object_unstructure_hook
 _converter.register_unstructure_hook_factory(_is_plain, lambda _type: identity)
 
 
-# The second walk. It finds a fault exactly where the first one stops.
+# The second walk. It finds a fault exactly where the first one stops, and goes on.
 
 
-def _faults(value: Any, type_: Any, pointer: str) -> Iterator[Fault]:
+def _explain(value: Any, type_: Any, pointer: str, found: list[Fault]) -> Any:
+    """Add what is wrong with a value to `found`. Where nothing is, return it structured."""
     kind, inner = _inner(type_)
     try:
         if kind == "object":
-            yield from _object_faults(_object(value), inner, pointer)
-        elif kind == "list":
-            for index, element in enumerate(_array(value)):
-                yield from _faults(element, inner, f"{pointer}/{index}")
-        elif kind == "dict":
-            for key, element in _object(value).items():
-                yield from _faults(element, inner, _below(pointer, key))
-        elif kind == "optional":
-            if value is not None:
-                yield from _faults(value, inner, pointer)
-        else:
-            _hook(type_)(value, type_)
+            return _explain_object(_object(value), inner, pointer, found)
+        if kind == "list":
+            elements = enumerate(_array(value))
+            return [_explain(each, inner, below(pointer, n), found) for n, each in elements if _has_room(found)]
+        if kind == "dict":
+            members = _object(value).items()
+            return {
+                name: _explain(each, inner, below(pointer, name), found) for name, each in members if _has_room(found)
+            }
+        if kind == "optional":
+            return None if value is None else _explain(value, inner, pointer, found)
+        return _hook(type_)(value, type_)
     except FieldError as error:
-        yield _refusal(error, pointer)
+        found.append(_refusal(error, pointer))
 
 
-def _object_faults(value: dict[str, Any], cls: type, pointer: str, *, unknown: bool = True) -> Iterator[Fault]:
-    instance, found = _partial_instance(value, cls, pointer)
-    yield from found
-    yield from _refused_by_validators(value, instance, pointer, whole=not found)
-    if unknown:
-        yield from _unknown_fields(value, cls, pointer)
+def _has_room(found: list[Fault]) -> bool:
+    return len(found) < MAX_FAULTS
+
+
+def _explain_object(value: dict[str, Any], cls: type, pointer: str, found: list[Fault], *, unknown: bool = True) -> Any:
+    before = len(found)
+    # As much of an instance as the value allows, for validators that look at their neighbours.
+    instance: Any = object.__new__(cls)
+    fields = _fields(cls)
+    for name, type_ in fields.items():
+        default: Any = attrs.fields_dict(cls)[name].default
+        count = len(found)
+        if name in value:
+            member = _explain(value[name], type_, below(pointer, name), found)
+        elif default is attrs.NOTHING:
+            found.append(Fault(below(pointer, name), "missing", "is required, but missing"))
+        elif not isinstance(default, _FACTORY):
+            member = default
+        elif not default.takes_self:
+            member = default.factory()
+        elif len(found) > before:
+            continue  # it may look at a neighbour that is not there
+        else:
+            member = default.factory(instance)
+        if len(found) == count:
+            object.__setattr__(instance, name, member)
+    _validate(value, instance, pointer, found, whole=len(found) == before)
+    for name in value:
+        if unknown and name not in fields and _has_room(found):
+            known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
+            hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
+            found.append(Fault(below(pointer, name), "unknown", f"is no field here{hint}"))
+    return instance
 
 
 _FACTORY: Any = attrs.Factory  # a class, though typed as a function
 
 
-def _partial_instance(value: dict[str, Any], cls: type, pointer: str) -> tuple[Any, list[Fault]]:
-    """Return as much of an instance as the value allows, with the faults of the rest."""
-    instance: Any = object.__new__(cls)
-    found: list[Fault] = []
-    for name, type_ in _fields(cls).items():
-        at = _below(pointer, name)
-        default: Any = attrs.fields_dict(cls)[name].default
-        if name in value:
-            wrong = list(islice(_faults(value[name], type_, at), MAX_FAULTS))
-            found += wrong
-            if not wrong:
-                object.__setattr__(instance, name, _hook(type_)(value[name], type_))
-        elif default is attrs.NOTHING:
-            found.append(Fault(at, "missing", "is required, but missing"))
-        elif not isinstance(default, _FACTORY):
-            object.__setattr__(instance, name, default)
-        elif not default.takes_self:
-            object.__setattr__(instance, name, default.factory())
-        elif not found:  # else it may look at a neighbour that is not there
-            object.__setattr__(instance, name, default.factory(instance))
-    return instance, found
-
-
-def _refused_by_validators(value: dict[str, Any], instance: Any, pointer: str, *, whole: bool) -> Iterator[Fault]:
+def _validate(value: dict[str, Any], instance: Any, pointer: str, found: list[Fault], *, whole: bool) -> None:
     for attribute in attrs.fields(type(instance)):
         name = attribute.name
-        if name not in value or not hasattr(instance, name):
+        if attribute.validator is None or name not in value or not hasattr(instance, name):
             continue
-        if attribute.validator is None or attribute.converter is not None:
-            continue  # with a converter, the value to judge is made only in __init__
+        if attribute.converter is not None:
+            continue  # the value to judge is made only in __init__
         try:
             attribute.validator(instance, attribute, getattr(instance, name))
         except (ValueError, TypeError) as error:
-            yield _refusal(error, _below(pointer, name))
+            found.append(_refusal(error, below(pointer, name)))
         except AttributeError:
             # It looks at a neighbour that is itself at fault, and can judge once that is mended.
             if whole:
                 raise
 
 
-def _unknown_fields(value: dict[str, Any], cls: type, pointer: str) -> Iterator[Fault]:
-    fields = _fields(cls)
-    known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
-    for name in value:
-        if name not in fields:
-            hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
-            yield Fault(_below(pointer, name), "unknown", f"is no field here{hint}")
-
-
 def _refusal(error: Exception, pointer: str) -> Fault:
     # attrs' own validators put the message first, and more for programs behind it.
     message = str(error.args[0]) if error.args else type(error).__name__
     return Fault(pointer, getattr(error, "code", "invalid"), message)
-
-
-def _below(pointer: str, name: str) -> str:
-    """Return the JSON pointer (RFC 6901, section 3) to a member of an object."""
-    short = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
-    return f"{pointer}/{short.replace('~', '~0').replace('/', '~1')}"

@@ -167,7 +167,10 @@ def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **me
         (lambda: declare(topic=3), "no Pub/Sub topic name"),
         (lambda: declare(name=""), "1 to 1024 bytes"),
         (lambda: declare(name="é" * 513), "1 to 1024 bytes"),
-        (lambda: declare(name=None), "1 to 1024 bytes"),
+        (lambda: event(OrderPlaced), "with the event type's name first"),
+        (lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}), "'user_id' is every event's"),
+        (lambda: declare(timestamp=field(default=None)), "'timestamp' is every event's"),
+        (lambda: declare(payload=field(factory=dict)), "payload is required"),
         (lambda: declare(base=object), "extend pulsecart.Event"),
         (lambda: declare(decorate=lambda cls: cls), "put @frozen"),
         (lambda: declare(decorate=frozen(kw_only=True, slots=False)), "frozen and slotted"),
@@ -203,12 +206,24 @@ def test_a_subclass_does_not_inherit_its_parents_declaration():
         Catalog([Express])
 
 
+def test_a_class_that_was_not_declared_is_named(module):
+    """A forgotten decorator beside declared classes is found at start; a base class of others is none."""
+    base = "@frozen(kw_only=True)\nclass Base(Event): ...\n"
+    module("shop_i", base + '@event("i.1", topic="shop")\n@frozen(kw_only=True)\nclass One(Base): ...\n')
+    assert "i.1" in {cls.event_type for cls in load_catalog(["shop_i"])}
+    module("shop_j", '@event("j.1", topic="shop")\n@frozen(kw_only=True)\nclass One(Event): ...\n' + base)
+    with pytest.raises(DefinitionError, match=r"shop_j\.Base is not declared"):
+        load_catalog(["shop_j"])
+
+
 def test_a_missing_event_type_lists_the_known_ones():
     """Without event_type the caller learns which there are."""
     with pytest.raises(MissingEventType) as caught:
         load_catalog().structure({})
-    assert caught.value.faults[0].pointer == "/event_type"
+    assert [fault.pointer for fault in caught.value.faults] == ["/event_type", "/user_id", "/payload"]
     assert "order.placed" in caught.value.faults[0].message
+    with pytest.raises(MissingEventType, match="did you mean 'event_typ'"):
+        load_catalog().structure({"event_typ": "order.placed"})
 
 
 @pytest.mark.parametrize(

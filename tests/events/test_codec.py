@@ -89,6 +89,7 @@ def test_numbers_keep_every_digit(number):
         ('{"é":1,"\\u00e9":2}'.encode(), ["/é"]),
         (b'{"a":1,"b":{"a":2},"b":3}', ["/b"]),
         (json.dumps({str(n): n for n in range(100)}).encode()[:-1] + b',"7":1}', ["/7"]),
+        (b'{"a/b~c":1,"a/b~c":1}', ["/a~1b~0c"]),
     ],
 )
 def test_a_name_that_is_there_twice_is_refused(raw, names):
@@ -96,6 +97,16 @@ def test_a_name_that_is_there_twice_is_refused(raw, names):
     with pytest.raises(MalformedBody) as caught:
         decode(raw)
     assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(name, "duplicate") for name in names]
+
+
+def test_a_flood_of_duplicates_is_told_in_short():
+    """Many names, many of them twice, or a very long one, make no long answer (nor take minutes, as they once did)."""
+    many = [f'"{number}":1' for number in range(60_000)]
+    for pairs in (many + many[:1], many + many, [f'"{"x" * 500_000}":1'] * 2):
+        with pytest.raises(MalformedBody) as caught:
+            decode(f"{{{','.join(pairs)}}}".encode())
+        assert len(caught.value.faults) <= 100
+        assert len(str(caught.value)) < 10_000
 
 
 @pytest.mark.parametrize(

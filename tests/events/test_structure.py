@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pulsecart import Catalog, DefinitionError, Event, InvalidEvent, event
 from pulsecart.events import OrderPlaced
 from pulsecart.events.codec import decode
-from pulsecart.events.structure import MAX_FAULTS, structure
+from pulsecart.events.faults import MAX_FAULTS
+from pulsecart.events.structure import structure
 
 
 class Colour(enum.Enum):
@@ -310,6 +311,58 @@ def test_a_rule_of_the_whole_class_is_a_fault_of_the_body():
     ]
 
 
+@pytest.mark.parametrize("type_", [str, list[str], int | None, Any])
+def test_a_payload_that_is_no_object_is_refused_at_start(type_):
+    """A class can type its payload, but not as something else than an object."""
+
+    @event("test.flat", topic="test-topic")
+    @frozen(kw_only=True)
+    class Flat(Event):
+        payload: type_
+
+    with pytest.raises(DefinitionError, match=r"Flat\.payload: a payload is an object"):
+        Catalog([Flat])
+
+
+def test_unhashable_annotations_are_ignored():
+    """Annotated is read as what it annotates, whatever the annotation is."""
+
+    @event("test.annotated", topic="test-topic")
+    @frozen(kw_only=True)
+    class Notes(Event):
+        notes: list[Annotated[str, ["unhashable"]]]
+        note: Annotated[str | None, ["unhashable"]] = None
+
+    with pytest.raises(InvalidEvent, match="/notes/0"):
+        Catalog([Notes]).structure({"event_type": "test.annotated", "user_id": "u", "payload": {}, "notes": [1]})
+
+
+looked_at: list[str] = []
+
+
+@frozen(kw_only=True)
+class Node:
+    name: str = field(validator=lambda _instance, _attribute, value: looked_at.append(value))
+    inside: "Node | None" = None
+
+
+@event("test.nodes", topic="test-topic")
+@frozen(kw_only=True)
+class Nodes(Event):
+    payload: Node
+
+
+def test_the_work_of_explaining_does_not_grow_with_depth():
+    """Each value is looked at once more to explain a fault, however deep it lies."""
+    payload: dict[str, Any] = {"name": "x"}
+    for _ in range(50):
+        payload = {"name": "x", "inside": payload}
+    looked_at.clear()
+    with pytest.raises(InvalidEvent, match="/user_id"):
+        Catalog([Nodes]).structure({"event_type": "test.nodes", "user_id": 3, "payload": payload})
+    assert len(looked_at) <= 2 * 51
+
+
 def test_a_defect_of_an_event_class_is_not_blamed_on_the_caller():
     """An error that no rule raises comes through as it is, and so becomes a 500, not a 422."""
     with pytest.raises(KeyError, match="a defect"):
@@ -351,7 +404,7 @@ def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
     @event("test.odd", topic="test-topic")
     @frozen(kw_only=True)
     class Odd(Event):
-        payload: list[Inner] | None
+        extra: list[Inner] | None
 
-    with pytest.raises(DefinitionError, match=r"Odd\.payload"):
+    with pytest.raises(DefinitionError, match=r"Odd\.extra"):
         Catalog([Odd])

@@ -109,7 +109,7 @@ async def test_numbers_are_shown_as_they_were_published(client, order_json):
         (b'{"a":NaN}', 400, "malformed-body", []),
         (b'{"user_id":"a","user_id":"b"}', 400, "malformed-body", ["/user_id"]),
         (b'{"a":' * 3000, 400, "malformed-body", []),
-        (b"{}", 400, "missing-event-type", ["/event_type"]),
+        (b"{}", 400, "missing-event-type", ["/event_type", "/user_id", "/payload"]),
         (b'{"event_type":null}', 422, "invalid-event", ["/event_type", "/user_id", "/payload"]),
         (b'{"event_type":"order.place"}', 422, "unknown-event-type", ["/event_type", "/user_id", "/payload"]),
         (b'{"event_type":"order.placed"}', 422, "invalid-event", ["/user_id", "/payload", "/order_id"]),
