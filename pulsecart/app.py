@@ -1,4 +1,4 @@
-"""The service as an ASGI application. This is the one place where transport, core and HTTP meet."""
+"""The service as an ASGI application: wires settings, transport, core and HTTP."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -35,17 +35,23 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     producer = Producer(transport, catalog=load_catalog(settings.events))
 
     async def missing_topics() -> list[str]:
-        missing = await transport.check(producer.catalog.topics)
-        if missing and settings.creates_topics and isinstance(transport, EmulatorTransport):
+        return await transport.check(producer.catalog.topics)
+
+    async def missing_topics_now_created() -> list[str]:
+        assert isinstance(transport, EmulatorTransport)
+        if missing := await missing_topics():
             await transport.create_topics(missing)
-            return []
-        return missing
+        return []
+
+    # An emulator forgets its topics when it is restarted, so they are made whenever they are looked for.
+    creates = settings.environment == "dev" and isinstance(transport, EmulatorTransport)
+    check_topics = missing_topics_now_created if creates else missing_topics
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with transport:
             try:
-                missing = await missing_topics()
+                missing = await check_topics()
             except BrokerUnavailable as error:
                 # No reason not to start: it may come, callers get a 503 until then, and /readyz tells.
                 _log.warning("The broker is not available yet: %s", error)
@@ -62,7 +68,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
         ),
         Route("/health", alive),
         Route("/livez", alive),
-        Route("/readyz", ready(missing_topics)),
+        Route("/readyz", ready(check_topics)),
     ]
     if settings.environment == "dev" and isinstance(transport, MemoryTransport):
         routes.append(Route("/dev/messages", messages(transport), methods=["GET", "DELETE"]))

@@ -3,11 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from pulsecart.errors import DefinitionError, SettingsError
 from pulsecart.events import load_catalog
@@ -64,13 +67,22 @@ def serve(**options: str | None) -> None:
         workers=settings.workers,
         access_log=False,
         server_header=False,
+        log_config=_log_config(),
     )
+
+
+def _log_config() -> dict[str, Any]:
+    """Return uvicorn's logging, with our lines in the same form."""
+    config = deepcopy(LOGGING_CONFIG)
+    config["loggers"]["pulsecart"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    return config
 
 
 def _banner(settings: Settings) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    port = settings.port or "a free port"
     if settings.transport == "memory":
         target = "to memory, which keeps nothing when it stops; see GET /dev/messages"
     else:
         target = f"to the Pub/Sub emulator at {settings.emulator_host}, project {settings.project}"
-    return f"pulsecart ({settings.environment}) on http://{host}:{settings.port} publishes {target}"
+    return f"pulsecart ({settings.environment}) on http://{host}:{port} publishes {target}"

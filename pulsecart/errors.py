@@ -110,7 +110,7 @@ class MessageTooLarge(EventError):
     """The finished message is larger than `limit` bytes."""
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"The finished message has {size:,} bytes; the limit is {limit:,}.")
+        super().__init__(f"The finished message has up to {size:,} bytes; the limit is {limit:,}.")
         self.limit = limit
 
 
@@ -126,8 +126,10 @@ class PublishError(PulsecartError):
     retry_after: ClassVar[int] = 1
     """Seconds to wait before trying again."""
 
-    event_id: str | None = None
-    timestamp: datetime | None = None
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.event_id: str | None = None
+        self.timestamp: datetime | None = None
 
 
 class MessageRefused(PublishError):

@@ -7,7 +7,12 @@ from attrs import frozen
 __all__ = ["MAX_MESSAGE_BYTES", "Message", "Receipt"]
 
 MAX_MESSAGE_BYTES = 10_000_000
-"""The most bytes one message may have (https://cloud.google.com/pubsub/quotas)."""
+"""The most bytes one publish request may have (https://cloud.google.com/pubsub/quotas)."""
+
+# What a request has beside the texts of its one message, at most: the topic's path and its own framing; and the
+# framing of each attribute.
+_ENVELOPE_BYTES = 512
+_ATTRIBUTE_BYTES = 12
 
 
 @frozen(kw_only=True)
@@ -27,9 +32,11 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of data, attributes and ordering key together."""
-        attributes = sum(len(key.encode()) + len(value.encode()) for key, value in self.attributes.items())
-        return len(self.data) + attributes + len(self.ordering_key.encode())
+        """The bytes that a publish request with this message has at most: what is within the limit here is there."""
+        attributes = sum(
+            len(key.encode()) + len(value.encode()) + _ATTRIBUTE_BYTES for key, value in self.attributes.items()
+        )
+        return len(self.data) + attributes + len(self.ordering_key.encode()) + _ENVELOPE_BYTES
 
 
 @frozen(kw_only=True)

@@ -19,7 +19,8 @@ IdFactory = Callable[[], str]
 class Transport(Protocol):
     """The publish port: publishes a message to a topic and returns its message id.
 
-    A transport is open inside `async with`; before and after, `publish` raises `TransportClosed`.
+    A transport is open inside `async with`. After that, and before where it has something to open,
+    `publish` raises `TransportClosed`.
     Messages of one topic and ordering key are published in the order of the calls.
     """
 

@@ -1,11 +1,13 @@
-"""The settings: read once, from the environment and a `.env` file in the working directory."""
+"""The settings, read from the environment and a `.env` file in the working directory."""
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import attrs
 from attrs import field, frozen
@@ -22,62 +24,81 @@ ENVIRONMENTS = ("dev", "staging", "prod")
 _CONTAINER_MARKS = ("K_SERVICE", "KUBERNETES_SERVICE_HOST")
 
 
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            near = get_close_matches(text, allowed, n=1)
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _refuse(setting: "attrs.Attribute[Any]", what: str) -> NoReturn:
+    raise SettingsError([f"{setting.metadata['variable']} (--{setting.name.replace('_', '-')}) must be {what}"])
+
+
+def _one_of(*allowed: str) -> Validator:
+    def validate(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in allowed:
+            near = get_close_matches(str(value), allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"must be {', '.join(allowed[:-1])} or {allowed[-1]}, not {text!r}{hint}")
-        return text
+            _refuse(setting, f"{', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}{hint}")
 
-    return parse
+    return validate
 
 
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= high:
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"must be {what} from {low:,} to {high:,}, not {text!r}")
-        return number
+def _between(low: float, high: float) -> Validator:
+    def validate(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) -> None:
+        whole = isinstance(low, int)
+        if not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+            _refuse(setting, f"a {'whole ' if whole else ''}number from {low:,} to {high:,}, not {value!r}")
 
-    return parse
+    return validate
+
+
+def _address(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
+    if value and not re.fullmatch(r"([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", value):
+        _refuse(setting, f"host:port, such as 127.0.0.1:8085, not {value!r}")
+
+
+def _number(text: str) -> int | float | str:
+    """Read a number; what is none is left for the validator to refuse."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _setting(variable: str, help: str, *, default: Any, parse: Callable[[str], Any] = str, shown: str = "") -> Any:
+def _setting(variable: str, help: str, *, shown: str = "", **options: Any) -> Any:
+    """Define a setting: its variable, and its help text. `shown` is its default in words; options are attrs' own."""
+    parse = options.pop("parse", str)
     return field(
-        default=default,
-        metadata={"variable": variable, "help": help, "parse": parse, "default": shown or str(default)},
+        metadata={"variable": variable, "help": help, "parse": parse, "default": shown or str(options["default"])},
+        **options,
     )
 
 
 @frozen(kw_only=True)
 class Settings:
-    """What the service needs to know. Raises `SettingsError` where settings contradict each other."""
+    """What the service needs to know. Raises `SettingsError` where it cannot work."""
 
     transport: str = field(
+        validator=_one_of(*TRANSPORTS),
         metadata={
             "variable": "PULSECART_TRANSPORT",
             "help": "Where events go: memory, emulator or pubsub.",
-            "parse": _choice(*TRANSPORTS),
+            "parse": str,
             "default": "emulator if PUBSUB_EMULATOR_HOST is set, else memory on a developer's machine",
-        }
+        },
     )
     environment: str = _setting(
-        "ENVIRONMENT", "Where it runs: dev, staging or prod.", default="dev", parse=_choice(*ENVIRONMENTS)
+        "ENVIRONMENT", "Where it runs: dev, staging or prod.", default="dev", validator=_one_of(*ENVIRONMENTS)
     )
     host: str = _setting("PULSECART_HOST", "The address to listen on.", default="127.0.0.1")
     port: int = _setting(
-        "PORT", "The port to listen on; 0 takes a free one.", default=8000, parse=_number(int, 0, 65535)
+        "PORT", "The port to listen on; 0 takes a free one.", default=8000, parse=_number, validator=_between(0, 65535)
     )
-    workers: int = _setting("PULSECART_WORKERS", "How many processes serve.", default=1, parse=_number(int, 1, 64))
+    workers: int = _setting(
+        "PULSECART_WORKERS", "How many processes serve.", default=1, parse=_number, validator=_between(1, 64)
+    )
     events: tuple[str, ...] = _setting(
         "PULSECART_EVENTS",
         "Modules with event classes of your own, separated by commas.",
@@ -87,25 +108,32 @@ class Settings:
     )
     project: str = _setting("GCP_PROJECT_ID", "The Google Cloud project of the topics.", default="pulsecart-dev")
     emulator_host: str = _setting(
-        "PUBSUB_EMULATOR_HOST", "Where the emulator listens, as host:port.", default="", shown="none"
+        "PUBSUB_EMULATOR_HOST",
+        "Where the emulator listens, as host:port.",
+        default="",
+        validator=_address,
+        shown="none",
     )
     publish_deadline: float = _setting(
         "PULSECART_PUBLISH_DEADLINE",
-        "Seconds from an event's arrival to the broker's confirmation, before the answer is 503.",
+        "Seconds from the end of a request's body to the broker's confirmation, before the answer is 503.",
         default=10.0,
-        parse=_number(float, 0.1, 600),
+        parse=_number,
+        validator=_between(0.1, 600.0),
     )
     max_body_bytes: int = _setting(
         "PULSECART_MAX_BODY_BYTES",
         "The largest request body, in bytes; at most Pub/Sub's 10,000,000.",
         default=1_048_576,
-        parse=_number(int, 1, MAX_MESSAGE_BYTES),
+        parse=_number,
+        validator=_between(1, MAX_MESSAGE_BYTES),
     )
     body_timeout: float = _setting(
         "PULSECART_BODY_TIMEOUT",
         "Seconds that a request body may take to arrive, before the answer is 408.",
         default=10.0,
-        parse=_number(float, 0.1, 600),
+        parse=_number,
+        validator=_between(0.1, 600.0),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -118,41 +146,27 @@ class Settings:
 
         Raises `SettingsError` with everything that is wrong.
         """
-        problems = _unknown_variables(environment)
-        values: dict[str, Any] = {}
-        for name, setting in attrs.fields_dict(cls).items():
-            text = environment.get(setting.metadata["variable"], "")
-            if not text:
-                continue
-            try:
-                values[name] = setting.metadata["parse"](text)
-            except ValueError as error:
-                problems.append(f"{setting.metadata['variable']} {error}")
-        if "transport" not in values:
-            # Where the choice was misspelt that is the problem to report, and not what follows from it.
-            chosen = environment.get("PULSECART_TRANSPORT") or _implied_transport(values, environment)
-            if chosen is None:
+        values, problems = _read(environment)
+        problems += _unknown_variables(environment)
+        if "transport" not in values and not environment.get("PULSECART_TRANSPORT"):
+            values["transport"] = _implied_transport(values, environment)
+            if not values["transport"]:
                 problems.append(_NOT_IMPLIED)
-            values["transport"] = chosen if chosen in TRANSPORTS else ""
-        try:
-            settings = cls(**values)
-        except SettingsError as error:
-            problems.extend(error.problems)
+        if values.get("transport"):  # without it nobody can tell what contradicts what
+            try:
+                settings = cls(**values)
+            except SettingsError as error:
+                problems += error.problems
         if problems:
             raise SettingsError(problems)
         return settings
-
-    @property
-    def creates_topics(self) -> bool:
-        """Whether topics that are missing are created: on the emulator, in development."""
-        return self.transport == "emulator" and self.environment == "dev"
 
     def _contradictions(self) -> list[str]:
         problems = []
         if self.transport == "memory" and self.environment != "dev":
             problems.append(
                 f"the memory transport keeps nothing and is for development, but ENVIRONMENT is {self.environment}: "
-                "set PULSECART_TRANSPORT=pubsub"
+                "set another PULSECART_TRANSPORT"
             )
         if self.transport == "memory" and self.workers > 1:
             problems.append(
@@ -165,12 +179,7 @@ class Settings:
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
         if self.transport == "pubsub":
-            problems.append("the pubsub transport is not part of this version: use memory or emulator")
-        if self.transport == "pubsub" and self.emulator_host:
-            problems.append(
-                f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
-                "unset it, or set PULSECART_TRANSPORT=emulator"
-            )
+            problems.append("this version has no transport for real Pub/Sub yet: use memory or emulator")
         return problems
 
 
@@ -186,8 +195,25 @@ def load_settings() -> Settings:
 
 _NOT_IMPLIED = (
     "PULSECART_TRANSPORT is not set, and memory, which keeps nothing, is taken by itself only in development on a "
-    "loopback address outside a container: set it to memory, emulator or pubsub"
+    "loopback address outside a container: set it"
 )
+
+
+def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings that are set and sound, by name, and the problems of the others."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for setting in attrs.fields(Settings):
+        if text := environment.get(setting.metadata["variable"]):
+            value = setting.metadata["parse"](text)
+            try:
+                if setting.validator:
+                    setting.validator(None, setting, value)
+            except SettingsError as error:
+                problems += error.problems
+            else:
+                values[setting.name] = value
+    return values, problems
 
 
 def _implied_transport(values: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,16 +10,14 @@ import grpc
 import grpc.aio
 from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
 
-Reply = Callable[[], Awaitable[Any]]
-
 MAX_REQUEST_BYTES = 10_000_000
 
 
 class StrictServer:
     """Records every publish request, in order. `script` holds a reply for each of the next calls.
 
-    A reply is a gRPC status to fail with, an event to wait for before answering, or None to answer
-    at once. Where the script is empty, requests are answered at once.
+    A reply is a gRPC status to fail with, a response to give, an event to wait for before answering,
+    or None to answer at once. Where the script is empty, requests are answered at once.
     """
 
     def __init__(self) -> None:

@@ -104,24 +104,25 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
     [
         (
             {"PULSECART_TRANSPORT": "memry"},
-            "PULSECART_TRANSPORT must be memory, emulator or pubsub, not 'memry'; did you mean",
+            "PULSECART_TRANSPORT (--transport) must be memory, emulator or pubsub, not 'memry'; did you mean",
         ),
         ({"PULSECART_TRANSPORT": "kafka"}, "not 'kafka'"),
-        ({"ENVIRONMENT": "production"}, "ENVIRONMENT must be dev, staging or prod, not 'production'"),
-        ({"PORT": "http"}, "PORT must be a whole number from 0 to 65,535, not 'http'"),
-        ({"PORT": "65536"}, "PORT must be"),
-        ({"PULSECART_WORKERS": "0"}, "PULSECART_WORKERS must be"),
-        ({"PULSECART_WORKERS": "1.5"}, "PULSECART_WORKERS must be"),
-        ({"PULSECART_MAX_BODY_BYTES": "10000001"}, "PULSECART_MAX_BODY_BYTES must be"),
-        ({"PULSECART_PUBLISH_DEADLINE": "nan"}, "PULSECART_PUBLISH_DEADLINE must be"),
-        ({"PULSECART_BODY_TIMEOUT": "0"}, "PULSECART_BODY_TIMEOUT must be"),
+        ({"ENVIRONMENT": "production"}, "ENVIRONMENT (--environment) must be dev, staging or prod, not 'production'"),
+        ({"PORT": "http"}, "PORT (--port) must be a whole number from 0 to 65,535, not 'http'"),
+        ({"PORT": "65536"}, "PORT (--port) must be"),
+        ({"PULSECART_WORKERS": "0"}, "PULSECART_WORKERS (--workers) must be"),
+        ({"PULSECART_WORKERS": "1.5"}, "PULSECART_WORKERS (--workers) must be"),
+        ({"PULSECART_MAX_BODY_BYTES": "10000001"}, "PULSECART_MAX_BODY_BYTES (--max-body-bytes) must be"),
+        ({"PULSECART_PUBLISH_DEADLINE": "nan"}, "PULSECART_PUBLISH_DEADLINE (--publish-deadline) must be"),
+        ({"PULSECART_BODY_TIMEOUT": "0"}, "PULSECART_BODY_TIMEOUT (--body-timeout) must be"),
         ({"PULSECART_TRANSPRT": "memory"}, "PULSECART_TRANSPRT is not a setting; did you mean PULSECART_TRANSPORT?"),
         ({"PULSECART_ZZZ": "1"}, "PULSECART_ZZZ is not a setting"),
         ({"PULSECART_TRANSPORT": "memory", "ENVIRONMENT": "prod"}, "ENVIRONMENT is prod"),
         ({"PULSECART_TRANSPORT": "memory", "PULSECART_WORKERS": "2"}, "2 workers cannot share"),
         ({"PULSECART_TRANSPORT": "emulator"}, "set PUBSUB_EMULATOR_HOST"),
-        ({"PULSECART_TRANSPORT": "pubsub"}, "not part of this version"),
-        ({"PULSECART_TRANSPORT": "pubsub", "PUBSUB_EMULATOR_HOST": "h:1"}, "the transport is real Pub/Sub"),
+        ({"PULSECART_TRANSPORT": "pubsub"}, "has no transport for real Pub/Sub yet"),
+        ({"PUBSUB_EMULATOR_HOST": "http://127.0.0.1:8085"}, "PUBSUB_EMULATOR_HOST (--emulator-host) must be host:port"),
+        ({"PUBSUB_EMULATOR_HOST": "127.0.0.1"}, "must be host:port"),
     ],
 )
 def test_a_wrong_setting_names_the_variable_and_the_remedy(environment, says):
@@ -141,6 +142,9 @@ def test_settings_made_in_python_keep_the_rules():
     """Contradictions are refused however settings are made."""
     with pytest.raises(SettingsError, match="is for development"):
         Settings(transport="memory", environment="prod")
+    for wrong in ({"transport": "memry"}, {"port": -1}, {"port": "80"}, {"publish_deadline": -3.0}):
+        with pytest.raises(SettingsError, match="must be"):
+            Settings(**{"transport": "memory"} | wrong)
 
 
 def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, monkeypatch):

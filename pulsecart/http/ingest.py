@@ -63,6 +63,7 @@ def _unsupported(detail: str, headers: dict[str, str]) -> ProblemError:
 
 async def _read(request: Request, limit: int, seconds: float) -> bytes:
     declared = request.headers.get("content-length", "")
+    # Twenty digits are more than any limit, and int() is slow and at last refuses with thousands.
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise _too_large(limit)
     chunks: list[bytes] = []

@@ -79,17 +79,20 @@ _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
     MalformedBody: (400, "malformed-body", "The body cannot be read"),
     MissingEventType: (400, "missing-event-type", "The event type is missing"),
     UnknownEventType: (422, "unknown-event-type", "The event type is unknown"),
+    EventError: (422, "invalid-event", "The event is invalid"),
     InvalidEvent: (422, "invalid-event", "The event is invalid"),
     MessageTooLarge: (413, "body-too-large", "The event is too large"),
     MessageRefused: (422, "message-refused", "The broker refuses this message"),
     BrokerUnavailable: (503, "broker-unavailable", "The event was not published"),
     BrokerRefused: (503, "broker-unavailable", "The broker does not take this topic's events at present"),
+    PublishError: (503, "broker-unavailable", "The event was not published"),
     TransportClosed: (503, "shutting-down", "The service is shutting down"),
 }
 
 
-def _problem_of(error: PulsecartError) -> Problem:
-    status, type_, title = _KINDS[type(error)]
+def _problem_of(error: EventError | PublishError) -> Problem:
+    # Along the error's classes, since a transport or a handler may raise one of its own.
+    status, type_, title = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     more: dict[str, Any] = {}
     headers: dict[str, str] = {}
     if isinstance(error, MessageTooLarge):
@@ -112,7 +115,7 @@ def _problem_of(error: PulsecartError) -> Problem:
 
 
 async def _on_pulsecart_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, PulsecartError)  # as EXCEPTION_HANDLERS says
+    assert isinstance(error, (EventError, PublishError))  # as EXCEPTION_HANDLERS says
     if isinstance(error, BrokerRefused):
         _log.error("An operator must act, the broker refuses for good: %s", error)
     return _problem_of(error).response()
@@ -131,7 +134,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         status=error.status_code,
         type=phrase.lower().replace(" ", "-"),
         title=phrase,
-        detail=f"{request.method} {request.url.path}: {error.detail}. Events go to POST /events/ingest.",
+        detail=f"{request.method} {request.url.path[:200]}: {error.detail}. Events go to POST /events/ingest.",
         headers=error.headers or {},
     ).response()
 
@@ -152,7 +155,8 @@ async def _on_defect(_request: Request, _error: Exception) -> Response:
 
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {
-    PulsecartError: _on_pulsecart_error,
+    EventError: _on_pulsecart_error,
+    PublishError: _on_pulsecart_error,
     ProblemError: _on_problem,
     HTTPException: _on_http_exception,
     ClientDisconnect: _on_disconnect,

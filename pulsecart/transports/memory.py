@@ -31,7 +31,7 @@ class PublishedMessage(Message):
 class MemoryTransport:
     """Keeps the newest `keep` messages in memory, and nothing on the process's end.
 
-    `handler` is awaited with each message before it counts as published. It may wait, or raise a
+    `handler`, an async function, is awaited with each message before it counts as published. It may wait, or raise a
     `PublishError` as a broker's outage would make a real transport raise, or note what it sees:
 
         async def outage(message: Message) -> None:
@@ -60,15 +60,19 @@ class MemoryTransport:
 
     async def publish(self, message: Message) -> str:
         """Keep a message and return its message id, counted from `1`."""
-        if self._handler is None:
-            return self._keep(message)
-        async with self._turns.of((message.topic, message.ordering_key) if message.ordering_key else object()):
-            await self._handler(message)
-            return self._keep(message)
+        if self._handler is not None:
+            async with self._turns.of(message):
+                self._require_open()
+                await self._handler(message)
+                return self._keep(message)
+        return self._keep(message)
 
-    def _keep(self, message: Message) -> str:
+    def _require_open(self) -> None:
         if self._closed:
             raise TransportClosed("the memory transport is closed")
+
+    def _keep(self, message: Message) -> str:
+        self._require_open()
         self._published += 1
         message_id = str(self._published)
         self._messages.append(

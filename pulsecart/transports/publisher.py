@@ -77,7 +77,7 @@ class Publisher:
         )
         try:
             async with asyncio.timeout(self._deadline):
-                async with self._turns.of((message.topic, message.ordering_key) if message.ordering_key else object()):
+                async with self._turns.of(message):
                     response = await self._client.publish(request, retry=retry, timeout=self._deadline)
         except TimeoutError:
             last = f"; its last answer was {failures[-1]}" if failures else ""
