@@ -14,6 +14,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from pulsecart.errors import DefinitionError, SettingsError
 from pulsecart.events import load_catalog
+from pulsecart.server import HttpProtocol
 from pulsecart.settings import Settings, load_settings
 
 __all__ = ["main"]
@@ -68,6 +69,8 @@ def serve(**options: str | None) -> None:
         access_log=False,
         server_header=False,
         log_config=_log_config(),
+        http=HttpProtocol,
+        ws="none",
     )
 
 

@@ -40,7 +40,7 @@ class Producer:
         self._new_event_id = new_event_id
 
     async def ingest(self, raw: bytes) -> Receipt:
-        """Publish the event that a JSON object describes.
+        """Publish the event that a JSON object, in UTF-8, describes.
 
         Returns once the broker has confirmed. Raises an `EventError` where the event is at fault,
         and a `PublishError` where it could not be published.
@@ -49,7 +49,7 @@ class Producer:
         return await self._publish(event, codec.encode(event))
 
     async def publish(self, event: Event) -> Receipt:
-        """Publish an event. Its class need not be in the catalog.
+        """Publish an event made in Python, by the same rules. Its class need not be in the catalog.
 
         Returns and raises as `ingest`.
         """
@@ -57,17 +57,20 @@ class Producer:
             raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
         event = self._enriched(event)
         data = codec.encode(event)
-        codec.require_exact(event, data)
+        codec.require_sound(event, data)
         return await self._publish(event, data)
 
     def _enriched(self, event: Event) -> Event:
         """Return the event with an id, and a timestamp in UTC. What the caller gave is kept."""
         timestamp = self._clock() if event.timestamp is None else event.timestamp
-        return attrs.evolve(
-            event,
-            event_id=self._new_event_id() if event.event_id is None else event.event_id,
-            timestamp=timestamp.astimezone(UTC),
-        )
+        enriched = object.__new__(type(event))
+        # Copied, since to make it anew would run the class's converters a second time.
+        for attribute in attrs.fields(type(event)):
+            object.__setattr__(enriched, attribute.name, getattr(event, attribute.name))
+        object.__setattr__(enriched, "timestamp", timestamp.astimezone(UTC))
+        if event.event_id is None:
+            object.__setattr__(enriched, "event_id", self._new_event_id())
+        return enriched
 
     async def _publish(self, event: Event, data: bytes) -> Receipt:
         assert event.event_id is not None  # for the type checker: _enriched() gave it one

@@ -4,7 +4,6 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -55,12 +54,16 @@ def _address(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> Non
         _refuse(setting, f"host:port, such as 127.0.0.1:8085, not {value!r}")
 
 
+def _project(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9.:-]+", value):
+        _refuse(setting, f"a project id, not {value!r}")
+
+
 def _number(text: str) -> int | float | str:
     """Read a number; what is none is left for the validator to refuse."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
+    if not re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII):
+        return text
+    return float(text) if "." in text else int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -106,7 +109,9 @@ class Settings:
         parse=_names,
         shown="none",
     )
-    project: str = _setting("GCP_PROJECT_ID", "The Google Cloud project of the topics.", default="pulsecart-dev")
+    project: str = _setting(
+        "GCP_PROJECT_ID", "The Google Cloud project of the topics.", default="pulsecart-dev", validator=_project
+    )
     emulator_host: str = _setting(
         "PUBSUB_EMULATOR_HOST",
         "Where the emulator listens, as host:port.",
@@ -189,7 +194,11 @@ def load_settings() -> Settings:
     Raises `SettingsError`.
     """
     # The directory is named, since python-dotenv would otherwise look in all its parents too.
-    load_dotenv(Path.cwd() / ".env", override=False)
+    file = Path.cwd() / ".env"
+    try:
+        load_dotenv(file, override=False)
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{file} is not UTF-8: {error}"]) from None
     return Settings.from_environment(os.environ)
 
 

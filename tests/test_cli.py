@@ -1,3 +1,4 @@
+import json
 import re
 import socket
 import subprocess
@@ -74,6 +75,34 @@ def test_events_of_a_module_in_the_working_directory(tmp_path):
         assert [fault["pointer"] for fault in refused.json()["errors"]] == ["/count"]
         (message,) = httpx.get(f"{served.url}/dev/messages?topic=warehouse").json()["messages"]
         assert message["data"]["count"] == 3
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_offer_to_upgrade_is_ignored(tmp_path, parts):
+    """A client that offers HTTP/2 with its request, as Java's does, is answered in HTTP/1.1, and again."""
+    body = json.dumps(ORDER | {"payload": {"text": "\r\nUpgrade: me"}}).encode()
+    head = (
+        b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+    with serving(cwd=tmp_path) as served:
+        url = httpx.URL(served.url)
+        with socket.create_connection((url.host, url.port), timeout=30) as connection:
+            for _ in range(2):
+                if parts == 1:
+                    connection.sendall(head + body)
+                else:
+                    connection.sendall(head)
+                    connection.sendall(body)
+                answer = b""
+                while b"trace_id" not in answer:
+                    received = connection.recv(65536)
+                    assert received, answer
+                    answer += received
+                assert answer.startswith(b"HTTP/1.1 202 ")
+        texts = [m["data"]["payload"]["text"] for m in httpx.get(f"{served.url}/dev/messages").json()["messages"]]
+    assert texts == ["\r\nUpgrade: me"] * 2
 
 
 def test_it_starts_without_its_broker_and_says_so(tmp_path):

@@ -119,6 +119,37 @@ async def test_what_json_cannot_carry_is_refused_not_changed(producer, transport
     assert transport.messages == []
 
 
+async def test_an_event_made_in_python_is_held_to_the_types_of_its_fields(transport):
+    """A field of another type than its annotation is refused, as it would be in a body."""
+
+    @event("test.counted", topic="test-topic")
+    @frozen(kw_only=True)
+    class Counted(Event):
+        count: int
+        at: datetime
+
+    producer = Producer(transport)
+    await producer.publish(Counted(user_id="u", payload={}, count=1, at=NOON))
+    for wrong in ({"count": "1"}, {"at": NOON.replace(tzinfo=None)}):
+        with pytest.raises(InvalidEvent, match=f"/{next(iter(wrong))}"):
+            await producer.publish(Counted(**{"user_id": "u", "payload": {}, "count": 1, "at": NOON} | wrong))
+    assert len(transport.messages) == 1
+
+
+async def test_converters_run_once(transport):
+    """What an attrs converter makes of a value is published, not what it would make of that again."""
+
+    @event("test.cents", topic="test-topic")
+    @frozen(kw_only=True)
+    class Priced(Event):
+        cents: int = field(converter=lambda euros: euros * 100)
+
+    producer = Producer(transport, catalog=Catalog([Priced]))
+    await producer.ingest(b'{"event_type":"test.cents","user_id":"u","payload":{},"cents":2}')
+    await producer.publish(Priced(user_id="u", payload={}, cents=2))
+    assert [message.json()["cents"] for message in transport.messages] == [200, 200]
+
+
 async def test_typed_payloads_are_published_as_json(transport):
     """Nested attrs classes are written field by field, private ones too and computed ones not, in their order."""
 

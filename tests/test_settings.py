@@ -123,6 +123,9 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
         ({"PULSECART_TRANSPORT": "pubsub"}, "has no transport for real Pub/Sub yet"),
         ({"PUBSUB_EMULATOR_HOST": "http://127.0.0.1:8085"}, "PUBSUB_EMULATOR_HOST (--emulator-host) must be host:port"),
         ({"PUBSUB_EMULATOR_HOST": "127.0.0.1"}, "must be host:port"),
+        ({"GCP_PROJECT_ID": "a/b c"}, "GCP_PROJECT_ID (--project) must be a project id"),
+        ({"PORT": "8_0"}, "PORT (--port) must be"),
+        ({"PORT": "٣"}, "PORT (--port) must be"),
     ],
 )
 def test_a_wrong_setting_names_the_variable_and_the_remedy(environment, says):
@@ -155,6 +158,13 @@ def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, mon
     settings = load_settings()
     assert (settings.port, settings.project) == (1234, "from-environment")
     assert os.environ["OTEL_SERVICE_NAME"] == "shop"
+
+
+def test_dotenv_that_is_no_text_is_refused(tmp_path):
+    """A .env of another encoding is named, with no traceback."""
+    (tmp_path / ".env").write_bytes(b"X=\xff")
+    with pytest.raises(SettingsError, match="is not UTF-8"):
+        load_settings()
 
 
 def test_dotenv_of_a_parent_directory_is_not_read(tmp_path, monkeypatch):

@@ -159,8 +159,8 @@ def _class_problem(cls: type) -> str | None:
 
 
 def _name_problem(event_type: str, topic: Any) -> str | None:
-    if not 1 <= len(event_type.encode()) <= MAX_ID_BYTES:
-        return f"the event type must be a string of 1 to {MAX_ID_BYTES} bytes"
+    if not event_type.isprintable() or not 1 <= len(event_type.encode()) <= MAX_ID_BYTES:
+        return f"the event type must be a printable string of 1 to {MAX_ID_BYTES} bytes"
     if not topic:
         return "it names no topic; write @event(…, topic='…')"
     if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):

@@ -6,22 +6,21 @@ one object, nested at most 128 deep, integers of at most 4300 digits, exponents 
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator
 from decimal import Decimal, DecimalException
 from itertools import islice
 from math import isfinite
 from typing import Any
 
-import attrs
 import msgspec
 
 from pulsecart.errors import Fault, InvalidEvent, MalformedBody
 from pulsecart.events.base import Event, describe
 from pulsecart.events.faults import MAX_FAULTS, below
-from pulsecart.events.structure import unstructure
+from pulsecart.events.structure import structure, unstructure
 
-__all__ = ["MAX_DEPTH", "decode", "encode", "require_exact"]
+__all__ = ["MAX_DEPTH", "decode", "encode", "require_sound"]
 
 MAX_DEPTH = 128
 """How deep objects and arrays may be nested; the body itself counts as one."""
@@ -63,24 +62,23 @@ def encode(event: Event) -> bytes:
         raise InvalidEvent(f"The event cannot be written as JSON: {error}") from error
 
 
-def require_exact(event: Event, data: bytes) -> None:
-    """Check that data encoded from an event made in Python says what the event says.
+def require_sound(event: Event, data: bytes) -> None:
+    """Hold an event made in Python, and its data, to the rules for a body: what it says must be readable.
 
-    What was decoded from JSON needs no such check: it can hold neither of the two faults, NaN and
-    infinity (for which JSON has no form: the encoder writes null) and nesting over `MAX_DEPTH`.
     Raises `InvalidEvent`.
     """
-    if any(mark in data for mark in (b"null", b"NaN", b"Infinity")):
-        found = [
-            Fault(pointer, "out-of-range", "is not a finite number; JSON has no form for it")
-            for pointer in islice(_not_finite(event, ""), MAX_FAULTS)
-        ]
-        if found:
-            raise InvalidEvent("The event holds numbers that JSON cannot carry.", found)
-    if data.count(b"{") + data.count(b"[") > MAX_DEPTH and _deeper(_decoder.decode(data), MAX_DEPTH):
-        raise InvalidEvent(_TOO_DEEP)
+    # JSON has no form for NaN and infinity; the encoder writes null, or words that are no JSON.
+    if any(mark in data for mark in _MARKS) and (lost := list(islice(_not_finite(event), MAX_FAULTS))):
+        raise InvalidEvent("The event holds numbers that JSON cannot carry.", lost)
+    try:
+        document = decode(data)
+    except MalformedBody as error:
+        raise InvalidEvent(f"The event's JSON could not be read: {error.detail}", error.faults) from None
+    del document["event_type"]
+    structure(document, type(event))
 
 
+_MARKS = (b"null", b"NaN", b"Infinity")
 _TOO_DEEP = f"The event is nested more than {MAX_DEPTH} deep."
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB]..)\\u[dD][c-fC-F]")
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
@@ -138,21 +136,16 @@ def _repeated_names(raw: bytes, document: dict[str, Any]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def _not_finite(value: Any, pointer: str) -> Iterator[str]:
-    """Yield the pointers of numbers that are NaN or infinite."""
-    if isinstance(value, (float, Decimal)):
-        if not (value.is_finite() if isinstance(value, Decimal) else isfinite(value)):
-            yield pointer
-    else:
-        for name, item in _members(value):
-            yield from _not_finite(item, below(pointer, name))
-
-
-def _members(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return value.items()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return enumerate(value)
-    if attrs.has(type(value)):
-        return ((attribute.name, getattr(value, attribute.name)) for attribute in attrs.fields(type(value)))
-    return ()
+def _not_finite(event: Event) -> Iterator[Fault]:
+    # Pairs of a pointer and a value, of the types to which the encoder would reduce all others.
+    left: deque[tuple[str, Any]] = deque(
+        [("", msgspec.to_builtins(unstructure(event), str_keys=True, builtin_types=(Decimal,)))]
+    )
+    while left:
+        pointer, value = left.popleft()
+        if (isinstance(value, float) and not isfinite(value)) or (isinstance(value, Decimal) and not value.is_finite()):
+            yield Fault(pointer, "out-of-range", "is not a finite number; JSON has no form for it")
+        elif isinstance(value, dict):
+            left.extend((below(pointer, name), each) for name, each in value.items())
+        elif isinstance(value, (list, tuple)):
+            left.extend((below(pointer, index), each) for index, each in enumerate(value))

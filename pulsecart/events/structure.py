@@ -16,6 +16,7 @@ from re import compile as regex
 from typing import Any, NewType, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
+from attrs import evolve
 from cattrs import Converter
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.fns import identity
@@ -44,7 +45,7 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
             # No field is at fault by itself: the class's own __attrs_post_init__ or converter refused.
             if not isinstance(error, (ValueError, TypeError)):
                 raise
-            found = [_refusal(error, "")]
+            found = [_refusal(error)]
     raise InvalidEvent(f"The body is not a valid {cls.event_type!r} event.", found)
 
 
@@ -54,7 +55,7 @@ def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True) ->
     Without `unknown`, a field that the class does not have is no fault.
     """
     found: list[Fault] = []
-    _explain_object(fields, cls, "", found, unknown=unknown)
+    _explain_object(fields, cls, found, unknown=unknown)
     return found[:MAX_FAULTS]
 
 
@@ -66,9 +67,12 @@ def prepare(cls: type[Event]) -> None:
     name = f"{cls.__module__}.{cls.__qualname__}"
     _require_readable(cls, name, set())
     payload = attrs.fields_dict(cls)["payload"]
-    if payload != attrs.fields_dict(Event)["payload"] and _inner(payload.type)[0] not in ("object", "dict"):
+    if payload != attrs.fields_dict(Event)["payload"] and _inner(payload.type or Any)[0] not in ("object", "dict"):
         raise DefinitionError(f"{name}.payload: a payload is an object: type it with an attrs class or dict[str, X]")
-    _hook(cls)
+    try:
+        _hook(cls)
+    except RecursionError:
+        raise DefinitionError(f"{name}: a class is a part of itself; make that X | None, or a list") from None
     _converter.get_unstructure_hook(cls)
 
 
@@ -159,7 +163,7 @@ _READ_AS = {"event_id": str, "timestamp": _Utc}
 # Types made of types.
 
 
-def _inner(type_: Any) -> tuple[str, Any]:
+def _read_type(type_: Any) -> tuple[str, Any]:
     """Say how a type is read from JSON, and the type inside it, where there is one."""
     if type_ in _SCALARS:
         return "scalar", type_
@@ -180,22 +184,26 @@ def _inner(type_: Any) -> tuple[str, Any]:
     )
 
 
+_inner: Callable[[Any], tuple[str, Any]] = cache(_read_type)
+
+
 def _resolved(cls: type) -> type:
     """Return the class, with annotations that are strings made types, and Annotated[X, …] made X."""
     return attrs.resolve_types(cls, include_extras=False)
 
 
+@cache
 def _fields(cls: type) -> dict[str, Any]:
     """Return the types of the fields that a body may have for an attrs class, by name."""
     read_as = _READ_AS if issubclass(cls, Event) else {}
-    return {a.name: read_as.get(a.name, a.type or Any) for a in attrs.fields(cls) if a.init}
+    return {a.name: read_as.get(a.name, a.type or Any) for a in attrs.fields(_resolved(cls)) if a.init}
 
 
 def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
     try:
         kind, inner = _inner(type_)
-        fields = _fields(_resolved(inner)) if kind == "object" and inner not in seen else {}
-    except (DefinitionError, NameError) as error:
+        fields = _fields(inner) if kind == "object" and inner not in seen else {}
+    except Exception as error:  # an annotation that is a string can raise whatever Python can
         raise DefinitionError(f"{where}: {error}") from error
     if kind == "object":
         seen.add(inner)
@@ -252,7 +260,7 @@ def _optional_hook(some: Any) -> Hook:
 
 
 def _object_hook(cls: type) -> Hook:
-    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in _fields(_resolved(cls)).items()}
+    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in _fields(cls).items()}
     generated: Hook = make_dict_structure_fn(
         cls, _converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **overrides
     )
@@ -312,83 +320,103 @@ _converter.register_unstructure_hook_factory(_is_plain, lambda _type: identity)
 # The second walk. It finds a fault exactly where the first one stops, and goes on.
 
 
-def _explain(value: Any, type_: Any, pointer: str, found: list[Fault]) -> Any:
+def _explain(value: Any, type_: Any, found: list[Fault]) -> Any:
     """Add what is wrong with a value to `found`. Where nothing is, return it structured."""
     kind, inner = _inner(type_)
     try:
         if kind == "object":
-            return _explain_object(_object(value), inner, pointer, found)
+            return _explain_object(_object(value), inner, found)
         if kind == "list":
-            elements = enumerate(_array(value))
-            return [_explain(each, inner, below(pointer, n), found) for n, each in elements if _has_room(found)]
+            return [_explain_member(n, each, inner, found) for n, each in enumerate(_array(value))]
         if kind == "dict":
-            members = _object(value).items()
-            return {
-                name: _explain(each, inner, below(pointer, name), found) for name, each in members if _has_room(found)
-            }
+            return {name: _explain_member(name, each, inner, found) for name, each in _object(value).items()}
         if kind == "optional":
-            return None if value is None else _explain(value, inner, pointer, found)
+            return None if value is None else _explain(value, inner, found)
         return _hook(type_)(value, type_)
     except FieldError as error:
-        found.append(_refusal(error, pointer))
+        found.append(_refusal(error))
 
 
-def _has_room(found: list[Fault]) -> bool:
-    return len(found) < MAX_FAULTS
+def _explain_member(name: str | int, value: Any, type_: Any, found: list[Fault]) -> Any:
+    count = len(found)
+    if count >= MAX_FAULTS:
+        return None
+    member = _explain(value, type_, found)
+    # A pointer is made only where there is a fault, from the inside out.
+    found[count:] = [evolve(fault, pointer=below("", name) + fault.pointer) for fault in found[count:]]
+    return member
 
 
-def _explain_object(value: dict[str, Any], cls: type, pointer: str, found: list[Fault], *, unknown: bool = True) -> Any:
+def _explain_object(value: dict[str, Any], cls: type, found: list[Fault], *, unknown: bool = True) -> Any:
     before = len(found)
     # As much of an instance as the value allows, for validators that look at their neighbours.
     instance: Any = object.__new__(cls)
     fields = _fields(cls)
-    for name, type_ in fields.items():
-        default: Any = attrs.fields_dict(cls)[name].default
-        count = len(found)
-        if name in value:
-            member = _explain(value[name], type_, below(pointer, name), found)
-        elif default is attrs.NOTHING:
-            found.append(Fault(below(pointer, name), "missing", "is required, but missing"))
-        elif not isinstance(default, _FACTORY):
-            member = default
-        elif not default.takes_self:
-            member = default.factory()
-        elif len(found) > before:
-            continue  # it may look at a neighbour that is not there
+    for attribute in attrs.fields(cls):
+        name, count = attribute.name, len(found)
+        if name in value and name in fields:
+            member = _explain_member(name, value[name], fields[name], found)
+        elif attribute.default is not attrs.NOTHING:
+            member = _default(attribute, instance, whole=count == before)
         else:
-            member = default.factory(instance)
-        if len(found) == count:
-            object.__setattr__(instance, name, member)
-    _validate(value, instance, pointer, found, whole=len(found) == before)
-    for name in value:
-        if unknown and name not in fields and _has_room(found):
+            member = attrs.NOTHING
+            if attribute.init:
+                found.append(Fault(below("", name), "missing", "is required, but missing"))
+        if len(found) == count and member is not attrs.NOTHING:
+            _set(instance, attribute, member, found)
+    _validate(value, instance, found, whole=len(found) == before)
+    for name in value if unknown else ():
+        if name not in fields and len(found) < MAX_FAULTS:
             known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
             hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
-            found.append(Fault(below(pointer, name), "unknown", f"is no field here{hint}"))
+            found.append(Fault(below("", name), "unknown", f"is no field here{hint}"))
     return instance
 
 
 _FACTORY: Any = attrs.Factory  # a class, though typed as a function
 
 
-def _validate(value: dict[str, Any], instance: Any, pointer: str, found: list[Fault], *, whole: bool) -> None:
+def _default(attribute: "attrs.Attribute[Any]", instance: Any, *, whole: bool) -> Any:
+    default: Any = attribute.default
+    if not isinstance(default, _FACTORY):
+        return default
+    if not default.takes_self:
+        return default.factory()
+    # It may look at a neighbour, which has to be there.
+    return default.factory(instance) if whole else attrs.NOTHING
+
+
+def _set(instance: Any, attribute: "attrs.Attribute[Any]", value: Any, found: list[Fault]) -> None:
+    converter: Any = attribute.converter
+    with_more: Any = attrs.Converter  # a generic class, whose attributes the stubs do not show
+    try:
+        if isinstance(converter, with_more):
+            given = [instance] * converter.takes_self + [attribute] * converter.takes_field
+            value = converter.converter(value, *given)
+        elif converter is not None:
+            value = converter(value)
+    except (ValueError, TypeError) as error:
+        found.append(_refusal(error, below("", attribute.name)))
+    else:
+        object.__setattr__(instance, attribute.name, value)
+
+
+def _validate(value: dict[str, Any], instance: Any, found: list[Fault], *, whole: bool) -> None:
     for attribute in attrs.fields(type(instance)):
         name = attribute.name
         if attribute.validator is None or name not in value or not hasattr(instance, name):
             continue
-        if attribute.converter is not None:
-            continue  # the value to judge is made only in __init__
         try:
             attribute.validator(instance, attribute, getattr(instance, name))
         except (ValueError, TypeError) as error:
-            found.append(_refusal(error, below(pointer, name)))
+            found.append(_refusal(error, below("", name)))
         except AttributeError:
             # It looks at a neighbour that is itself at fault, and can judge once that is mended.
             if whole:
                 raise
 
 
-def _refusal(error: Exception, pointer: str) -> Fault:
+def _refusal(error: Exception, pointer: str = "") -> Fault:
     # attrs' own validators put the message first, and more for programs behind it.
     message = str(error.args[0]) if error.args else type(error).__name__
     return Fault(pointer, getattr(error, "code", "invalid"), message)

@@ -32,17 +32,19 @@ def ingest(producer: Producer, *, max_body_bytes: int, body_timeout: float) -> C
 
 
 def _require_json(headers: Headers) -> None:
-    media_type, _, parameters = headers.get("content-type", "").lower().partition(";")
+    # Lines of one name count together (RFC 9110, section 5.2): two are more than one media type, or coding.
+    got = ", ".join(headers.getlist("content-type"))
+    media_type, _, parameters = got.lower().partition(";")
     charset = parameters.replace(" ", "").replace('"', "")
     if media_type.strip() != "application/json" or charset not in ("", "charset=utf-8", "charset=us-ascii"):
-        got = headers.get("content-type", "")[:100]
         raise _unsupported(
-            f"Send the header Content-Type: application/json; this request has {got!r}."
+            f"Send the header Content-Type: application/json; this request has {got[:100]!r}."
             if got
             else "Send the header Content-Type: application/json; this request has none.",
             {"Accept": "application/json"},
         )
-    if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+    coding = ", ".join(headers.getlist("content-encoding")).lower()
+    if coding not in ("", "identity"):
         raise _unsupported(
             f"Send the body as it is, without Content-Encoding; this request has {coding[:100]!r}.",
             {"Accept-Encoding": "identity"},

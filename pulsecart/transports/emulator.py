@@ -44,6 +44,8 @@ class EmulatorTransport:
             await publisher.aclose()
 
     async def __aenter__(self) -> Self:
+        if self._publisher is not None:
+            raise RuntimeError("the emulator transport is open already")
         # Imported only now, since google's packages take most of a second to load.
         from pulsecart.transports.publisher import open_emulator
 

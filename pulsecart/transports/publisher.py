@@ -11,7 +11,7 @@ from google.pubsub_v1 import PublisherAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
-from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
+from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError, TransportClosed
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.transports.turns import Turns
 
@@ -84,6 +84,11 @@ class Publisher:
             raise BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s{last}") from None
         except google.GoogleAPICallError as error:
             raise _publish_error(error, message.topic) from error
+        except (grpc.aio.UsageError, asyncio.CancelledError):
+            # A channel that is closed cancels its calls; that is not the caller giving up.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise TransportClosed("the transport was closed before the broker confirmed") from None
         if len(response.message_ids) != 1:
             raise BrokerUnavailable(f"the broker returned {len(response.message_ids)} message ids for one message")
         return response.message_ids[0]

@@ -167,6 +167,7 @@ def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **me
         (lambda: declare(topic=3), "no Pub/Sub topic name"),
         (lambda: declare(name=""), "1 to 1024 bytes"),
         (lambda: declare(name="é" * 513), "1 to 1024 bytes"),
+        (lambda: declare(name="\ud800"), "1 to 1024 bytes"),
         (lambda: event(OrderPlaced), "with the event type's name first"),
         (lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}), "'user_id' is every event's"),
         (lambda: declare(timestamp=field(default=None)), "'timestamp' is every event's"),

@@ -324,6 +324,24 @@ def test_a_payload_that_is_no_object_is_refused_at_start(type_):
         Catalog([Flat])
 
 
+def test_a_class_that_is_a_part_of_itself_is_refused_at_start():
+    """A field of the class's own type could never be filled; the refusal says what could."""
+
+    @frozen(kw_only=True)
+    class Endless:
+        inside: "Endless"
+
+    Endless.__annotations__["inside"] = Endless
+
+    @event("test.endless", topic="test-topic")
+    @frozen(kw_only=True)
+    class Forever(Event):
+        payload: Endless
+
+    with pytest.raises(DefinitionError, match=r"make that X \| None"):
+        Catalog([Forever])
+
+
 def test_unhashable_annotations_are_ignored():
     """Annotated is read as what it annotates, whatever the annotation is."""
 
@@ -369,6 +387,41 @@ def test_a_defect_of_an_event_class_is_not_blamed_on_the_caller():
         structure({"user_id": "u", "payload": {}, "first": 7}, Whole)
 
 
+@event("test.converted", topic="test-topic")
+@frozen(kw_only=True)
+class Converted(Event):
+    limit: int = field(init=False, default=5)
+    count: int = field()
+    tags: list[str] = field(converter=frozenset, factory=list)
+    part: str = field(default="", converter=attrs.Converter(lambda value, _: value + "!", takes_self=True))
+    tag: str = field(default="")
+    size: int = field(default=0, converter=lambda value: 100 // value if value != 13 else int("thirteen"))
+
+    @count.validator
+    def _at_most(self, _attribute, value):
+        if value > self.limit:
+            raise ValueError("over the limit")
+
+    @tag.validator
+    def _known(self, _attribute, value):
+        if not self.tags.issuperset([value]):
+            raise ValueError("no tag of this")
+
+    @part.validator
+    def _part(self, _attribute, value):
+        if not value.endswith("!"):
+            raise ValueError("not converted")
+
+
+def test_a_fault_is_explained_with_values_as_validators_see_them():
+    """Converters have run and fields that no body sets are there when validators judge, also beside another fault."""
+    sound = {"user_id": "u", "payload": {}, "count": 3, "tags": ["a"], "tag": "a", "part": "x", "size": 1}
+    assert structure(sound, Converted).tags == {"a"}
+    with pytest.raises(InvalidEvent) as caught:
+        structure(sound | {"user_id": 3, "count": 9, "tag": "b", "size": 13}, Converted)
+    assert [fault.pointer for fault in caught.value.faults] == ["/user_id", "/size", "/count", "/tag"]
+
+
 @event("test.defective", topic="test-topic")
 @frozen(kw_only=True)
 class Defective(Event):
@@ -392,7 +445,19 @@ class Fraction(enum.Enum):
 
 
 @pytest.mark.parametrize(
-    "type_", [bytes, set[str], tuple[int, ...], int | str, dict[int, str], Fraction, complex, "Nowhere"]
+    "type_",
+    [
+        bytes,
+        set[str],
+        tuple[int, ...],
+        int | str,
+        dict[int, str],
+        Fraction,
+        complex,
+        "Nowhere",
+        "int |",
+        "json.Missing",
+    ],
 )
 def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
     """The catalog refuses a class whose field's type cannot be read strictly, naming the field."""

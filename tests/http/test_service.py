@@ -173,6 +173,11 @@ async def test_json_is_taken_however_it_is_spelled(client, order_json, content_t
         ({"Content-Type": "application/json; charset=latin-1"}, ("accept", "application/json")),
         ({"Content-Type": "application/jsonx"}, ("accept", "application/json")),
         ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, ("accept-encoding", "identity")),
+        (
+            [("Content-Type", "application/json"), ("Content-Encoding", "identity"), ("Content-Encoding", "br")],
+            ("accept-encoding", "identity"),
+        ),
+        ([("Content-Type", "application/json"), ("Content-Type", "text/plain")], ("accept", "application/json")),
     ],
 )
 async def test_another_media_type_is_refused_saying_what_to_send(client, order_json, headers, accept):

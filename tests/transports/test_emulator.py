@@ -194,3 +194,20 @@ async def test_an_unopened_transport_says_how_to_open_it():
     """Use before `async with` is an error that names the remedy."""
     with pytest.raises(TransportClosed, match="async with"):
         await EmulatorTransport(project="test", host="127.0.0.1:1").publish(message(1))
+
+
+async def test_closing_while_a_message_is_retried_ends_it():
+    """A publish whose transport is closed under it ends with an error of ours."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    async with EmulatorTransport(project="test", host=host, deadline=30) as transport:
+        publishing = asyncio.create_task(transport.publish(message(1)))
+        await asyncio.sleep(0)
+    with pytest.raises((TransportClosed, BrokerUnavailable)):
+        await publishing
+
+
+async def test_a_transport_is_opened_once(transport):
+    """To open an open transport is refused: its first channel would be lost."""
+    with pytest.raises(RuntimeError, match="open already"):
+        await transport.__aenter__()
