@@ -1,6 +1,5 @@
 import sys
 import textwrap
-from importlib.metadata import EntryPoint
 
 import attrs
 import pytest
@@ -16,7 +15,7 @@ from pulsecart import (
     event,
     load_catalog,
 )
-from pulsecart.events import OrderPlaced, catalog, max_bytes
+from pulsecart.events import OrderPlaced, max_bytes
 
 CONTRACT = {
     "cart.item_added": ("CartItemAdded", "session_id", "pulsecart.user-actions"),
@@ -108,11 +107,13 @@ def test_the_same_class_met_twice_is_no_conflict(module):
     assert len(list(load_catalog(["shop_c", "shop_d", "shop_c"]))) == 9
 
 
-def test_an_entry_point_adds_event_types(module, monkeypatch):
+def test_an_entry_point_adds_event_types(module, tmp_path):
     """An installed package adds its classes through the entry-point group pulsecart.events."""
     module("shop_e", '@event("e.f", topic="shop")\n@frozen(kw_only=True)\nclass E(Event): ...\n')
-    found = {"pulsecart.events": [EntryPoint("shop", "shop_e", "pulsecart.events")]}
-    monkeypatch.setattr(catalog, "entry_points", lambda group: found[group])
+    installed = tmp_path / "shop_e-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-e\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[pulsecart.events]\nshop = shop_e\n")
     assert "e.f" in {cls.event_type for cls in load_catalog()}
 
 
