@@ -18,6 +18,7 @@ from pulsecart.errors import (
     MessageRefused,
     MessageTooLarge,
     MissingEventType,
+    Overloaded,
     PublishError,
     PulsecartError,
     SettingsError,
@@ -26,11 +27,14 @@ from pulsecart.errors import (
 )
 from pulsecart.events import Catalog, Event, event, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
+from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message, Receipt
+from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 from pulsecart.ports import Clock, IdFactory, Transport
 from pulsecart.producer import Producer
 
 __all__ = [
+    "Batching",
     "BrokerRefused",
     "BrokerUnavailable",
     "Catalog",
@@ -41,11 +45,14 @@ __all__ = [
     "Fault",
     "IdFactory",
     "InvalidEvent",
+    "Limits",
     "MalformedBody",
     "Message",
     "MessageRefused",
     "MessageTooLarge",
     "MissingEventType",
+    "Ordering",
+    "Overloaded",
     "Producer",
     "PublishError",
     "PulsecartError",
@@ -54,8 +61,11 @@ __all__ = [
     "Transport",
     "TransportClosed",
     "UnknownEventType",
+    "by_user",
     "event",
+    "in_shards",
     "load_catalog",
     "new_event_id",
     "trace_id_of",
+    "unordered",
 ]

@@ -32,10 +32,12 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     """
     settings = load_settings() if settings is None else settings
     transport = _make_transport(settings) if transport is None else transport
-    producer = Producer(transport, catalog=load_catalog(settings.events))
+    catalog = load_catalog(settings.events)
+    settings.require_topics(catalog.topics)
+    producer = Producer(transport, catalog=catalog, ordering=settings.orderings)
 
     async def missing_topics() -> list[str]:
-        return await transport.check(producer.catalog.topics)
+        return await transport.check(catalog.topics)
 
     async def missing_topics_now_created() -> list[str]:
         assert isinstance(transport, EmulatorTransport)
@@ -63,7 +65,12 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     routes = [
         Route(
             "/events/ingest",
-            ingest(producer, max_body_bytes=settings.max_body_bytes, body_timeout=settings.body_timeout),
+            ingest(
+                producer,
+                max_body_bytes=settings.max_body_bytes,
+                max_reading_bytes=settings.max_bytes,
+                body_timeout=settings.body_timeout,
+            ),
             methods=["POST"],
         ),
         Route("/health", alive),
@@ -80,4 +87,4 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 def _make_transport(settings: Settings) -> Transport:
     if settings.transport == "memory":
         return MemoryTransport()
-    return EmulatorTransport(project=settings.project, host=settings.emulator_host, deadline=settings.publish_deadline)
+    return EmulatorTransport(project=settings.project, host=settings.emulator_host, limits=settings.limits)

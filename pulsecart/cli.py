@@ -54,7 +54,7 @@ def serve(**options: str | None) -> None:
     sys.path.insert(0, str(Path.cwd()))  # for modules of PULSECART_EVENTS, as with python -m
     try:
         settings = load_settings()
-        load_catalog(settings.events)
+        settings.require_topics(load_catalog(settings.events).topics)
     except SettingsError as error:
         raise click.UsageError("\n  ".join(["the settings do not work:", *error.problems])) from None
     except DefinitionError as error:

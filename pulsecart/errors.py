@@ -12,6 +12,7 @@
     └── PublishError           the event is sound, but it was not published (or nobody can tell)
         ├── MessageRefused     the broker refuses this one message for good
         ├── BrokerUnavailable  the broker is unreachable, or slower than the deadline
+        ├── Overloaded         too much is in flight already
         ├── BrokerRefused      the broker refuses the topic: it is missing, or not permitted
         └── TransportClosed    the transport is not open
 
@@ -35,6 +36,7 @@ __all__ = [
     "MessageRefused",
     "MessageTooLarge",
     "MissingEventType",
+    "Overloaded",
     "PublishError",
     "PulsecartError",
     "SettingsError",
@@ -146,6 +148,10 @@ class BrokerRefused(PublishError):
     """The broker refuses the topic: missing, or not permitted. An operator must mend it; the event is sound."""
 
     retry_after = 60
+
+
+class Overloaded(PublishError):
+    """Too many messages, or bytes of them, are in flight. This one was not taken."""
 
 
 class TransportClosed(PublishError):

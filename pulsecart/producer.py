@@ -1,5 +1,6 @@
 """The use case: bytes in, a receipt out, once the broker has the event."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import attrs
@@ -10,9 +11,13 @@ from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.message import MAX_MESSAGE_BYTES, Message, Receipt
+from pulsecart.ordering import Ordering, by_user
 from pulsecart.ports import Clock, IdFactory, Transport
 
 __all__ = ["Producer"]
+
+
+_BY_USER: Mapping[str, Ordering] = {}
 
 
 def _now() -> datetime:
@@ -32,12 +37,17 @@ class Producer:
         catalog: Catalog | None = None,
         clock: Clock = _now,
         new_event_id: IdFactory = new_event_id,
+        ordering: Mapping[str, Ordering] = _BY_USER,
     ) -> None:
-        """Use a transport (already open, or opened later), and a catalog (default: `load_catalog()`)."""
+        """Use a transport (already open, or opened later), and a catalog (default: `load_catalog()`).
+
+        `ordering` is by topic; a topic that is not named is ordered by user.
+        """
         self.catalog = load_catalog() if catalog is None else catalog
         self._transport = transport
         self._clock = clock
         self._new_event_id = new_event_id
+        self._ordering = ordering
 
     async def ingest(self, raw: bytes) -> Receipt:
         """Publish the event that a JSON object, in UTF-8, describes.
@@ -78,7 +88,7 @@ class Producer:
             topic=event.topic,
             data=data,
             attributes={"event_type": event.event_type, "event_id": event.event_id},
-            ordering_key=event.user_id,
+            ordering_key=self._ordering.get(event.topic, by_user)(event.user_id),
         )
         if message.size > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)

@@ -3,17 +3,20 @@
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from dotenv import load_dotenv
 
 from pulsecart.errors import SettingsError
+from pulsecart.events.commerce import USER_ACTIONS
+from pulsecart.limits import Batching, Limits
 from pulsecart.message import MAX_MESSAGE_BYTES
+from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 
 __all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings", "load_settings"]
 
@@ -68,6 +71,44 @@ def _number(text: str) -> int | float | str:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _ordering(text: str) -> dict[str, str]:
+    return {topic: choice for topic, _, choice in (part.partition("=") for part in _names(text))}
+
+
+def _is_ordering(_settings: Any, setting: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
+    for topic, choice in value.items():
+        if not re.fullmatch(r"user|none|shards:[1-9]\d{0,3}", choice, re.ASCII):
+            _refuse(
+                setting,
+                "topic=user, topic=none or topic=shards:N with N from 1 to 9,999, separated by commas, "
+                f"not {topic}={choice!r}",
+            )
+
+
+def _batching(text: str) -> dict[str, Batching] | str:
+    """Read `topic=messages:bytes:milliseconds,…`; what is none is left for the validator to refuse."""
+    found = {}
+    for part in _names(text):
+        match = re.fullmatch(r"([^=]+)=(\d+):(\d+):(\d+)", part, re.ASCII)
+        if not match:
+            return text
+        topic, messages, size, milliseconds = match[1], int(match[2]), int(match[3]), int(match[4])
+        try:
+            found[topic] = Batching(max_messages=messages, max_bytes=size, max_latency=milliseconds / 1000)
+        except ValueError:
+            return text
+    return found
+
+
+def _is_batching(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) -> None:
+    if not isinstance(value, Mapping):
+        _refuse(
+            setting,
+            "topic=messages:bytes:milliseconds, separated by commas, such as my.topic=100:1048576:50, with at most "
+            f"1,000 messages, 10,000,000 bytes and 10,000 milliseconds, not {value!r}",
+        )
 
 
 def _setting(variable: str, help: str, *, shown: str = "", **options: Any) -> Any:
@@ -141,6 +182,37 @@ class Settings:
         validator=_between(0.1, 600.0),
     )
 
+    max_messages: int = _setting(
+        "PULSECART_MAX_MESSAGES",
+        "Events in flight in one process; with more the answer is 503.",
+        default=10_000,
+        parse=_number,
+        validator=_between(1, 1_000_000),
+    )
+    max_bytes: int = _setting(
+        "PULSECART_MAX_BYTES",
+        "Their bytes, likewise.",
+        default=100_000_000,
+        parse=_number,
+        validator=_between(MAX_MESSAGE_BYTES, 100_000_000_000),
+    )
+    ordering: Mapping[str, str] = _setting(
+        "PULSECART_ORDERING",
+        "What is delivered in order, by topic: topic=user, topic=shards:8 or topic=none, separated by commas.",
+        default={},
+        parse=_ordering,
+        validator=_is_ordering,
+        shown="user for every topic",
+    )
+    batching: Mapping[str, Batching] = _setting(
+        "PULSECART_BATCHING",
+        "How events share requests, by topic: topic=messages:bytes:milliseconds, separated by commas.",
+        default={USER_ACTIONS: Batching(max_latency=0.05)},
+        parse=_batching,
+        validator=_is_batching,
+        shown=f"{USER_ACTIONS}=100:1048576:50, others 100:1048576:0",
+    )
+
     def __attrs_post_init__(self) -> None:
         if problems := self._contradictions():
             raise SettingsError(problems)
@@ -165,6 +237,44 @@ class Settings:
         if problems:
             raise SettingsError(problems)
         return settings
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the transport.
+
+        A topic ordered by user does not wait for others: under one key a user it would gather nothing.
+        """
+        batching = {
+            topic: batching if self.ordering.get(topic, "user") != "user" else evolve(batching, max_latency=0)
+            for topic, batching in self.batching.items()
+        }
+        return Limits(
+            deadline=self.publish_deadline,
+            max_messages=self.max_messages,
+            max_bytes=self.max_bytes,
+            batching=batching,
+        )
+
+    @property
+    def orderings(self) -> dict[str, Ordering]:
+        """The ordering of each topic that has one of its own."""
+        fixed = {"user": by_user, "none": unordered}
+        return {
+            topic: fixed.get(choice) or in_shards(int(choice.removeprefix("shards:")))
+            for topic, choice in self.ordering.items()
+        }
+
+    def require_topics(self, known: Collection[str]) -> None:
+        """Check that the settings by topic name topics that exist. Raises `SettingsError`."""
+        problems = []
+        for variable, topics in (("PULSECART_ORDERING", self.ordering), ("PULSECART_BATCHING", self.batching)):
+            for topic in topics:
+                if topic not in known and topic != USER_ACTIONS:
+                    near = get_close_matches(topic, known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                    problems.append(f"{variable}: no event type has the topic {topic!r}; {hint}")
+        if problems:
+            raise SettingsError(problems)
 
     def _contradictions(self) -> list[str]:
         problems = []

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,15 @@ import pytest
 from pulsecart.settings import Settings
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """Keep one event loop for all tests: grpc delivers late events to the loop that a call was made in."""
+    yield  # noqa: PT022 (the loop lives as long as a fixture that waits here)
 
 
 @pytest.fixture(autouse=True)

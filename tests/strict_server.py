@@ -24,11 +24,14 @@ class StrictServer:
         self.topics: set[str] = set()
         self.requests: list[PublishRequest] = []
         self.script: deque[grpc.StatusCode | asyncio.Event | PublishResponse | None] = deque()
+        self.poison = b"\0"
+        """A request with a message that has these bytes in its data is refused."""
         self.look_up: grpc.StatusCode | asyncio.Event | None = None
         self.in_flight: dict[str, int] = {}
         self.most_in_flight: dict[str, int] = {}
         self.arrived = asyncio.Condition()
         self.host = ""
+        """Where it listens, as host:port."""
         self._published = 0
 
     @property
@@ -62,6 +65,8 @@ class StrictServer:
             await reply.wait()
         if request.topic not in self.topics:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Topic not found: {request.topic}")
+        if any(self.poison in message.data for message in request.messages):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a message is poison")
         if fault := _breaks_a_rule(request):
             await context.abort(*fault)
         first = self._published + 1
@@ -101,7 +106,7 @@ def _breaks_a_rule(request: PublishRequest) -> tuple[grpc.StatusCode, str] | Non
 
 
 @asynccontextmanager
-async def strict_server(topics: list[str], *, project: str = "test") -> AsyncIterator[StrictServer]:
+async def strict_server(topics: list[str], *, project: str = "test", port: int = 0) -> AsyncIterator[StrictServer]:
     service = StrictServer()
     service.topics = {f"projects/{project}/topics/{topic}" for topic in topics}
     methods = {
@@ -115,7 +120,7 @@ async def strict_server(topics: list[str], *, project: str = "test") -> AsyncIte
     }
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES)])
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", handlers)])
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     service.host = f"127.0.0.1:{port}"
     await server.start()
     try:

@@ -150,7 +150,7 @@ def test_help_lists_every_setting_with_its_variable_and_default(tmp_path):
     text = " ".join(run("serve", "--help", cwd=tmp_path).stdout.split())
     for setting in attrs.fields(Settings):
         assert f"--{setting.name.replace('_', '-')} {setting.metadata['variable']}" in text
-        assert setting.metadata["default"] in text
+        assert setting.metadata["default"] in text.replace("- ", "-")  # a line may end at a hyphen
 
 
 def test_version():

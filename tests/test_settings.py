@@ -3,7 +3,7 @@ import os
 import attrs
 import pytest
 
-from pulsecart import SettingsError
+from pulsecart import Batching, SettingsError
 from pulsecart.settings import Settings, load_settings
 
 
@@ -32,6 +32,10 @@ def test_with_nothing_set_it_is_memory_on_this_machine():
         "publish_deadline": 10.0,
         "max_body_bytes": 1_048_576,
         "body_timeout": 10.0,
+        "max_messages": 10_000,
+        "max_bytes": 100_000_000,
+        "ordering": {},
+        "batching": {"pulsecart.user-actions": {"max_messages": 100, "max_bytes": 1_048_576, "max_latency": 0.05}},
     }
 
 
@@ -49,6 +53,10 @@ def test_every_setting_is_read_from_its_variable():
         PULSECART_PUBLISH_DEADLINE="2.5",
         PULSECART_MAX_BODY_BYTES="10000000",
         PULSECART_BODY_TIMEOUT="3",
+        PULSECART_MAX_MESSAGES="5",
+        PULSECART_MAX_BYTES="20000000",
+        PULSECART_ORDERING="a=shards:8,b=none",
+        PULSECART_BATCHING="a=10:1000:20, b.c=1:1:0",
     ) == Settings(
         transport="emulator",
         environment="staging",
@@ -61,6 +69,13 @@ def test_every_setting_is_read_from_its_variable():
         publish_deadline=2.5,
         max_body_bytes=10_000_000,
         body_timeout=3.0,
+        max_messages=5,
+        max_bytes=20_000_000,
+        ordering={"a": "shards:8", "b": "none"},
+        batching={
+            "a": Batching(max_messages=10, max_bytes=1000, max_latency=0.02),
+            "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
+        },
     )
 
 
@@ -115,6 +130,10 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
         ({"PULSECART_MAX_BODY_BYTES": "10000001"}, "PULSECART_MAX_BODY_BYTES (--max-body-bytes) must be"),
         ({"PULSECART_PUBLISH_DEADLINE": "nan"}, "PULSECART_PUBLISH_DEADLINE (--publish-deadline) must be"),
         ({"PULSECART_BODY_TIMEOUT": "0"}, "PULSECART_BODY_TIMEOUT (--body-timeout) must be"),
+        ({"PULSECART_ORDERING": "a=shards"}, "PULSECART_ORDERING (--ordering) must be topic=user, topic=none"),
+        ({"PULSECART_ORDERING": "a"}, "not a=''"),
+        ({"PULSECART_BATCHING": "a=10"}, "PULSECART_BATCHING (--batching) must be topic=messages:bytes:milliseconds"),
+        ({"PULSECART_BATCHING": "a=1001:1:0"}, "at most 1,000 messages"),
         ({"PULSECART_TRANSPRT": "memory"}, "PULSECART_TRANSPRT is not a setting; did you mean PULSECART_TRANSPORT?"),
         ({"PULSECART_ZZZ": "1"}, "PULSECART_ZZZ is not a setting"),
         ({"PULSECART_TRANSPORT": "memory", "ENVIRONMENT": "prod"}, "ENVIRONMENT is prod"),
@@ -148,6 +167,26 @@ def test_settings_made_in_python_keep_the_rules():
     for wrong in ({"transport": "memry"}, {"port": -1}, {"port": "80"}, {"publish_deadline": -3.0}):
         with pytest.raises(SettingsError, match="must be"):
             Settings(**{"transport": "memory"} | wrong)
+
+
+def test_waiting_for_others_applies_where_others_can_come():
+    """The latency of a batching holds for topics under shards or without order, not for those ordered by user."""
+    topic = "pulsecart.user-actions"
+    for choice, latency in (("user", 0), ("shards:4", 0.05), ("none", 0.05)):
+        assert read(PULSECART_ORDERING=f"{topic}={choice}").limits.batching[topic].max_latency == latency
+    assert read().limits.batching[topic].max_latency == 0
+
+
+def test_settings_by_topic_name_topics_that_exist():
+    """A misspelt topic is refused, with the nearest."""
+    settings = read(PULSECART_ORDERING="shop.event=none", PULSECART_BATCHING="zzz=1:1:0")
+    with pytest.raises(SettingsError) as caught:
+        settings.require_topics(["shop.events"])
+    assert caught.value.problems == (
+        "PULSECART_ORDERING: no event type has the topic 'shop.event'; did you mean 'shop.events'?",
+        "PULSECART_BATCHING: no event type has the topic 'zzz'; there are shop.events",
+    )
+    read(PULSECART_ORDERING="shop.events=user").require_topics(["shop.events"])
 
 
 def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, monkeypatch):

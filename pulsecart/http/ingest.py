@@ -8,18 +8,26 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pulsecart.errors import Overloaded
 from pulsecart.http.problems import Problem, ProblemError
 from pulsecart.producer import Producer
 
 __all__ = ["ingest"]
 
 
-def ingest(producer: Producer, *, max_body_bytes: int, body_timeout: float) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint. A body may have `max_body_bytes` and take `body_timeout` seconds to arrive."""
+def ingest(
+    producer: Producer, *, max_body_bytes: int, max_reading_bytes: int, body_timeout: float
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint.
+
+    A body may have `max_body_bytes` and take `body_timeout` seconds to arrive; all that are being
+    read at a time may have `max_reading_bytes`, over which a further one is refused.
+    """
+    bodies = _Bodies(max_body_bytes, max_reading_bytes, body_timeout)
 
     async def endpoint(request: Request) -> Response:
         _require_json(request.headers)
-        receipt = await producer.ingest(await _read(request, max_body_bytes, body_timeout))
+        receipt = await producer.ingest(await bodies.read(request))
         answer = {
             "status": "accepted",
             "event_id": receipt.event_id,
@@ -63,31 +71,49 @@ def _unsupported(detail: str, headers: dict[str, str]) -> ProblemError:
     )
 
 
-async def _read(request: Request, limit: int, seconds: float) -> bytes:
-    declared = request.headers.get("content-length", "")
-    # Twenty digits are more than any limit, and int() is slow and at last refuses with thousands.
-    if declared.isdecimal() and int(declared[:20]) > limit:
-        raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise _too_large(limit)
-                chunks.append(chunk)
-    except TimeoutError:
-        raise ProblemError(
-            Problem(
-                status=408,
-                type="request-timeout",
-                title="The body arrived too slowly",
-                detail=f"The body was not complete within {seconds:g} seconds; {size:,} bytes of it had come.",
-                headers={"Connection": "close"},
-            )
-        ) from None
-    return b"".join(chunks)
+class _Bodies:
+    """Reads request bodies, within limits for each and for all together."""
+
+    def __init__(self, limit: int, limit_of_all: int, seconds: float) -> None:
+        self._limit = limit
+        self._limit_of_all = limit_of_all
+        self._seconds = seconds
+        self._reading = 0
+
+    async def read(self, request: Request) -> bytes:
+        declared = request.headers.get("content-length", "")
+        # Twenty digits are more than any limit, and int() is slow and at last refuses with thousands.
+        if declared.isdecimal() and int(declared[:20]) > self._limit:
+            raise _too_large(self._limit)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    self._reading += len(chunk)
+                    if size > self._limit:
+                        raise _too_large(self._limit)
+                    if self._reading > self._limit_of_all:
+                        raise Overloaded(f"{self._reading:,} bytes of bodies are being read")
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise _too_slow(self._seconds, size) from None
+        finally:
+            self._reading -= size
+        return b"".join(chunks)
+
+
+def _too_slow(seconds: float, size: int) -> ProblemError:
+    return ProblemError(
+        Problem(
+            status=408,
+            type="request-timeout",
+            title="The body arrived too slowly",
+            detail=f"The body was not complete within {seconds:g} seconds; {size:,} bytes of it had come.",
+            headers={"Connection": "close"},
+        )
+    )
 
 
 def _too_large(limit: int) -> ProblemError:

@@ -24,6 +24,7 @@ from pulsecart.errors import (
     MessageRefused,
     MessageTooLarge,
     MissingEventType,
+    Overloaded,
     PublishError,
     PulsecartError,
     TransportClosed,
@@ -85,6 +86,7 @@ _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
     MessageRefused: (422, "message-refused", "The broker refuses this message"),
     BrokerUnavailable: (503, "broker-unavailable", "The event was not published"),
     BrokerRefused: (503, "broker-unavailable", "The broker does not take this topic's events at present"),
+    Overloaded: (503, "overloaded", "Too much is in flight"),
     PublishError: (503, "broker-unavailable", "The event was not published"),
     TransportClosed: (503, "shutting-down", "The service is shutting down"),
 }
@@ -98,7 +100,8 @@ def _problem_of(error: EventError | PublishError) -> Problem:
     if isinstance(error, MessageTooLarge):
         more = {"limit": error.limit}
     if isinstance(error, PublishError):
-        more = {"event_id": error.event_id, "timestamp": error.timestamp}
+        if error.event_id is not None:
+            more = {"event_id": error.event_id, "timestamp": error.timestamp}
         if error.retryable:
             headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, TransportClosed):

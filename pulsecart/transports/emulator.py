@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pulsecart.errors import TransportClosed
+from pulsecart.limits import Limits
 from pulsecart.message import Message
 
 if TYPE_CHECKING:
@@ -12,17 +13,20 @@ if TYPE_CHECKING:
 
 __all__ = ["EmulatorTransport"]
 
+_DEFAULT = Limits()
+
 
 class EmulatorTransport:
     """Publishes to a Pub/Sub emulator at `host`, such as `127.0.0.1:8085`.
 
-    `deadline` is in seconds, from the call of `publish` to the broker's confirmation.
+    Messages of one topic and ordering key are sent in order, one request at a time; what comes
+    meanwhile shares the next.
     """
 
-    def __init__(self, *, project: str, host: str, deadline: float = 10.0) -> None:
+    def __init__(self, *, project: str, host: str, limits: Limits = _DEFAULT) -> None:
         self._project = project
         self._host = host
-        self._deadline = deadline
+        self._limits = limits
         self._publisher: Publisher | None = None
 
     async def publish(self, message: Message) -> str:
@@ -38,7 +42,7 @@ class EmulatorTransport:
         await self._open().create_topics(topics)
 
     async def aclose(self) -> None:
-        """Close the channel."""
+        """Let what is in flight end, for some seconds, and close the channel."""
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
             await publisher.aclose()
@@ -49,7 +53,7 @@ class EmulatorTransport:
         # Imported only now, since google's packages take most of a second to load.
         from pulsecart.transports.publisher import open_emulator
 
-        self._publisher = open_emulator(self._host, project=self._project, deadline=self._deadline)
+        self._publisher = open_emulator(self._host, project=self._project, limits=self._limits)
         return self
 
     async def __aexit__(

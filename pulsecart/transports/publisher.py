@@ -1,104 +1,188 @@
 """Publishing through Google's generated asyncio client. Importing this module loads google and grpc."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import random
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import quote
 
 import grpc.aio
 from google.api_core import exceptions as google
-from google.api_core.retry import AsyncRetry, if_exception_type
 from google.pubsub_v1 import PublisherAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 from google.pubsub_v1.types import PublishRequest, PubsubMessage
+from grpc import StatusCode
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError, TransportClosed
+from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
-from pulsecart.transports.turns import Turns
+from pulsecart.transports.lanes import Lanes
 
 __all__ = ["Publisher", "open_emulator"]
 
-# Whatever may pass by itself; the same list for every method, instead of the client's own defaults.
-_PASSING = (
-    google.Aborted,
-    google.Cancelled,
-    google.DeadlineExceeded,
-    google.InternalServerError,
-    google.ResourceExhausted,
-    google.ServiceUnavailable,
-    google.Unknown,
+# What may pass by itself.
+_PASSING = frozenset(
+    {
+        StatusCode.ABORTED,
+        StatusCode.CANCELLED,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.INTERNAL,
+        StatusCode.RESOURCE_EXHAUSTED,
+        StatusCode.UNAVAILABLE,
+        StatusCode.UNKNOWN,
+    }
 )
 
-_ERRORS: tuple[tuple[type[google.GoogleAPICallError], type[PublishError]], ...] = (
-    (google.InvalidArgument, MessageRefused),
-    (google.NotFound, BrokerRefused),
-    (google.PermissionDenied, BrokerRefused),
-    (google.Unauthenticated, BrokerRefused),
-)
+_REFUSALS: dict[StatusCode, type[PublishError]] = {
+    StatusCode.INVALID_ARGUMENT: MessageRefused,
+    StatusCode.NOT_FOUND: BrokerRefused,
+    StatusCode.PERMISSION_DENIED: BrokerRefused,
+    StatusCode.UNAUTHENTICATED: BrokerRefused,
+}
 
 CHECK_SECONDS = 3.0
 """How long a check may take in all. It is shorter than the patience of a usual readiness probe."""
 
+PROBE_SECONDS = 1.0
+"""How long to wait between two probes of the broker."""
 
-def open_emulator(host: str, *, project: str, deadline: float) -> "Publisher":
+PROBE_TIMEOUT = 2.0
+"""How long, in seconds, a probe waits for an answer."""
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
+"""Seconds to wait at most before the second attempt, and before any later one."""
+
+DRAIN_SECONDS = 7.0
+"""How long what is in flight may take to end when the transport is closed."""
+
+_Request = PublishRequest.pb()
+_Message = PubsubMessage.pb()
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
+    # gRPC's own default would try again only after up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 30_000),
+]
+
+
+def open_emulator(host: str, *, project: str, limits: Limits) -> "Publisher":
     """Open a channel to an emulator, without encryption or credentials, in the running event loop."""
-    channel = grpc.aio.insecure_channel(host, options=[("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES)])
+    channel = grpc.aio.insecure_channel(host, options=_CHANNEL_OPTIONS)
     client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
-    return Publisher(client, project=project, deadline=deadline)
+    return Publisher(client, project=project, limits=limits)
 
 
 class Publisher:
-    """Publishes to the topics of one project: one request in flight per topic and ordering key.
+    """Publishes to the topics of one project, and watches whether the broker can be reached."""
 
-    `deadline` is in seconds, from the call of `publish` to the broker's confirmation, waiting for
-    the key's turn and retries included.
-    """
-
-    def __init__(self, client: PublisherAsyncClient, *, project: str, deadline: float) -> None:
+    def __init__(self, client: PublisherAsyncClient, *, project: str, limits: Limits) -> None:
         self._client = client
+        self._stub: Any = client.transport.publish  # typed without the options that every stub takes
         self._project = project
-        self._deadline = deadline
-        self._turns = Turns()
+        self._deadline = limits.deadline
+        # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
+        self._attempt_timeout = limits.deadline / 2
+        self._lanes = Lanes(self._send, limits)
+        self._loop = asyncio.get_running_loop()
+        self._away = ""  # why the broker is known to be away, while it is
+        self._confirmed_at = self._loop.time()
+        self._probed_topic = "pulsecart-probe"  # to be told that it does not exist is an answer too
+        self._suspicion = asyncio.Event()
+        self._probing = asyncio.create_task(self._probe())
 
     async def publish(self, message: Message) -> str:
         """Publish one message; see `Transport.publish`."""
-        request = PublishRequest(
-            topic=self._path(message.topic),
-            messages=[
-                PubsubMessage(data=message.data, attributes=dict(message.attributes), ordering_key=message.ordering_key)
-            ],
-        )
-        failures: list[Exception] = []
-        retry = AsyncRetry(
-            predicate=if_exception_type(*_PASSING),
-            initial=0.1,
-            maximum=2.0,
-            timeout=None,  # ours, below, counts the wait for the turn too
-            on_error=failures.append,
-        )
-        try:
-            async with asyncio.timeout(self._deadline):
-                async with self._turns.of(message):
-                    response = await self._client.publish(request, retry=retry, timeout=self._deadline)
-        except TimeoutError:
-            last = f"; its last answer was {failures[-1]}" if failures else ""
-            raise BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s{last}") from None
-        except google.GoogleAPICallError as error:
-            raise _publish_error(error, message.topic) from error
-        except (grpc.aio.UsageError, asyncio.CancelledError):
-            # A channel that is closed cancels its calls; that is not the caller giving up.
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise TransportClosed("the transport was closed before the broker confirmed") from None
-        if len(response.message_ids) != 1:
-            raise BrokerUnavailable(f"the broker returned {len(response.message_ids)} message ids for one message")
-        return response.message_ids[0]
+        if self._away:
+            raise BrokerUnavailable(f"the broker is away: {self._away}")
+        return await self._lanes.publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that are missing; see `Transport.check`."""
         topics = list(topics)
-        async with _answer():
+        self._probed_topic = topics[0] if topics else self._probed_topic
+        if self._away:
+            raise BrokerUnavailable(f"the broker is away: {self._away}")
+        if self._lanes.oldest is not None and (age := self._loop.time() - self._lanes.oldest) > self._deadline / 2:
+            raise BrokerUnavailable(f"the oldest message has waited for {age:.1f} s")
+        async with _answer(CHECK_SECONDS):
             found = await asyncio.gather(*map(self._exists, topics))
         return [topic for topic, there in zip(topics, found, strict=True) if not there]
+
+    async def create_topics(self, topics: Iterable[str]) -> None:
+        """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
+        async with _answer(CHECK_SECONDS):
+            for topic in topics:
+                with suppress(google.AlreadyExists):
+                    await self._client.create_topic(name=self._path(topic), retry=None, timeout=CHECK_SECONDS)
+
+    async def aclose(self) -> None:
+        """Refuse further messages, let those in flight end, for `DRAIN_SECONDS` at most, and close the channel."""
+        await self._lanes.drain(DRAIN_SECONDS)
+        self._probing.cancel()
+        await asyncio.gather(self._probing, return_exceptions=True)
+        await self._client.transport.close()  # type: ignore[no-untyped-call]
+
+    async def _send(self, topic: str, key: str, messages: Sequence[Message], deadline: float) -> Sequence[str]:
+        """Send one request until it is confirmed or refused, or the deadline has come; see `lanes.Send`."""
+        path = self._path(topic)
+        request = PublishRequest.wrap(
+            _Request(
+                topic=path,
+                messages=[
+                    _Message(data=message.data, attributes=message.attributes, ordering_key=key) for message in messages
+                ],
+            )
+        )
+        # The generated method adds this header by itself, but costs half as much again as the stub below it.
+        metadata = (("x-goog-request-params", f"topic={quote(path, safe='')}"),)
+        started = self._loop.time()
+        backoff = FIRST_BACKOFF
+        last = "no attempt was left"
+        while (left := deadline - self._loop.time()) > 0:
+            try:
+                response = await self._stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                last = f"{error.code().name}: {error.details()}"
+                if error.code() not in _PASSING:
+                    raise _REFUSALS.get(error.code(), BrokerUnavailable)(f"topic {topic}: {last}") from None
+            except grpc.aio.UsageError:
+                raise TransportClosed("the transport was closed before the broker confirmed") from None
+            else:
+                self._confirmed_at = self._loop.time()
+                if len(response.message_ids) != len(messages):
+                    count = len(response.message_ids)
+                    raise BrokerUnavailable(f"the broker returned {count} message ids for {len(messages)}")
+                return list(response.message_ids)
+            await asyncio.sleep(min(random.uniform(0, backoff), max(0, deadline - self._loop.time())))  # noqa: S311
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+        if self._confirmed_at < started:
+            self._suspicion.set()  # perhaps it is not this key alone: nothing at all was confirmed meanwhile
+        raise BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s; last: {last}")
+
+    async def _probe(self) -> None:
+        """Ask the broker for an answer, again and again, to notice an outage and its end without traffic."""
+        misses = 0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._suspicion.wait()
+                    misses += 1
+            self._suspicion.clear()
+            try:
+                async with _answer(PROBE_TIMEOUT):
+                    await self._exists(self._probed_topic)
+            except BrokerUnavailable as error:
+                misses += 1
+                # One answer may be lost; and what publishes is not away.
+                if misses > 1 and self._loop.time() - self._confirmed_at > PROBE_TIMEOUT:
+                    self._away = str(error)
+            else:
+                misses = 0
+                self._away = ""
 
     async def _exists(self, topic: str) -> bool:
         try:
@@ -109,35 +193,17 @@ class Publisher:
             return True  # the broker answered; roles/pubsub.publisher may publish, but not look
         return True
 
-    async def create_topics(self, topics: Iterable[str]) -> None:
-        """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
-        async with _answer():
-            for topic in topics:
-                with suppress(google.AlreadyExists):
-                    await self._client.create_topic(name=self._path(topic), retry=None, timeout=CHECK_SECONDS)
-
-    async def aclose(self) -> None:
-        """Close the channel."""
-        await self._client.transport.close()  # type: ignore[no-untyped-call]
-
     def _path(self, topic: str) -> str:
         return f"projects/{self._project}/topics/{topic}"
 
 
 @asynccontextmanager
-async def _answer() -> AsyncIterator[None]:
+async def _answer(seconds: float) -> AsyncIterator[None]:
     """Turn whatever keeps the broker from answering a question into `BrokerUnavailable`."""
     try:
-        async with asyncio.timeout(CHECK_SECONDS):
+        async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise BrokerUnavailable(f"the broker did not answer within {CHECK_SECONDS:g} s") from None
+        raise BrokerUnavailable(f"the broker did not answer within {seconds:g} s") from None
     except google.GoogleAPICallError as error:
         raise BrokerUnavailable(str(error)) from error
-
-
-def _publish_error(error: google.GoogleAPICallError, topic: str) -> PublishError:
-    for kind, ours in _ERRORS:
-        if isinstance(error, kind):
-            return ours(f"topic {topic}: {error}")
-    return BrokerUnavailable(f"topic {topic}: {error}")

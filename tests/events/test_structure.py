@@ -277,6 +277,8 @@ def test_a_flood_of_faults_is_cut_off(order):
         CATALOG.structure(order(**flood))
     assert len(caught.value.faults) == MAX_FAULTS
     assert len(str(caught.value)) < 100_000
+    many = faults_of({"event_type": "test.typed", "user_id": "u", "payload": {"items": [3] * 150}})
+    assert many == [(f"/payload/items/{index}", "wrong-type") for index in range(MAX_FAULTS)]
 
 
 def test_a_recursive_type_is_explained_in_linear_time():
@@ -391,6 +393,7 @@ def test_a_defect_of_an_event_class_is_not_blamed_on_the_caller():
 @frozen(kw_only=True)
 class Converted(Event):
     limit: int = field(init=False, default=5)
+    unset: int = field(init=False)
     count: int = field()
     tags: list[str] = field(converter=frozenset, factory=list)
     part: str = field(default="", converter=attrs.Converter(lambda value, _: value + "!", takes_self=True))

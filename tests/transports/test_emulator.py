@@ -5,12 +5,22 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
 from google.pubsub_v1.types import PublishResponse
 
-from pulsecart import BrokerRefused, BrokerUnavailable, Message, MessageRefused, TransportClosed
+from pulsecart import (
+    Batching,
+    BrokerRefused,
+    BrokerUnavailable,
+    Limits,
+    Message,
+    MessageRefused,
+    Overloaded,
+    TransportClosed,
+)
 from pulsecart.transports import EmulatorTransport
 from tests.strict_server import StrictServer, strict_server
 from tests.subscriber import subscriber
@@ -27,7 +37,7 @@ async def server() -> AsyncIterator[StrictServer]:
 
 @pytest.fixture
 async def transport(server) -> AsyncIterator[EmulatorTransport]:
-    async with EmulatorTransport(project="test", host=server.host, deadline=DEADLINE) as opened:
+    async with EmulatorTransport(project="test", host=server.host, limits=Limits(deadline=DEADLINE)) as opened:
         yield opened
 
 
@@ -119,7 +129,7 @@ async def test_a_missing_topic_is_the_operators_matter(transport):
 
 async def test_the_deadline_ends_a_broker_that_hangs(server, transport):
     """A broker that never answers is a BrokerUnavailable after the deadline, and the key goes on."""
-    server.script.append(asyncio.Event())
+    server.script.extend([asyncio.Event(), asyncio.Event()])  # one for each attempt
     with pytest.raises(BrokerUnavailable, match=r"did not confirm within 0.5 s"):
         await transport.publish(message(1))
     assert await transport.publish(message(2))
@@ -139,8 +149,8 @@ async def test_an_unreachable_broker_is_unavailable_and_says_why():
     """Where nothing listens, publish fails within the deadline, with the last failure, and so does a check."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
-    async with EmulatorTransport(project="test", host=host, deadline=DEADLINE) as transport:
-        with pytest.raises(BrokerUnavailable, match="its last answer was 503"):
+    async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=DEADLINE)) as transport:
+        with pytest.raises(BrokerUnavailable, match="last: UNAVAILABLE"):
             await transport.publish(message(1))
         with pytest.raises(BrokerUnavailable):
             await transport.check(TOPICS)
@@ -152,7 +162,7 @@ async def test_an_unreachable_broker_is_unavailable_and_says_why():
 async def test_an_answer_without_our_message_id_is_no_confirmation(server, transport, count):
     """A broker that returns too few or too many ids has not confirmed."""
     server.script.append(PublishResponse(message_ids=["1"] * count))
-    with pytest.raises(BrokerUnavailable, match=f"{count} message ids for one message"):
+    with pytest.raises(BrokerUnavailable, match=f"{count} message ids for 1"):
         await transport.publish(message(1))
 
 
@@ -196,11 +206,12 @@ async def test_an_unopened_transport_says_how_to_open_it():
         await EmulatorTransport(project="test", host="127.0.0.1:1").publish(message(1))
 
 
-async def test_closing_while_a_message_is_retried_ends_it():
+async def test_closing_while_a_message_is_retried_ends_it(monkeypatch):
     """A publish whose transport is closed under it ends with an error of ours."""
+    monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
-    async with EmulatorTransport(project="test", host=host, deadline=30) as transport:
+    async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=30)) as transport:
         publishing = asyncio.create_task(transport.publish(message(1)))
         await asyncio.sleep(0)
     with pytest.raises((TransportClosed, BrokerUnavailable)):
@@ -211,3 +222,247 @@ async def test_a_transport_is_opened_once(transport):
     """To open an open transport is refused: its first channel would be lost."""
     with pytest.raises(RuntimeError, match="open already"):
         await transport.__aenter__()
+
+
+async def burst(
+    server: StrictServer, transport: EmulatorTransport, messages: list[Message]
+) -> list[str | BaseException]:
+    """Publish messages while the first of them is held in flight, so that the others wait behind it."""
+    gate = asyncio.Event()
+    server.script.append(gate)
+    first = asyncio.create_task(transport.publish(messages[0]))
+    await server.received(1)
+    others = [asyncio.create_task(transport.publish(each)) for each in messages[1:]]
+    await asyncio.sleep(0)
+    gate.set()
+    return await asyncio.gather(first, *others, return_exceptions=True)
+
+
+async def test_what_comes_meanwhile_shares_the_next_request(server):
+    """Behind a request in flight the messages of its key form batches of at most the limit, in order."""
+    limits = Limits(batching={TOPICS[0]: Batching(max_messages=10)})
+    async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
+        ids = await burst(server, transport, [message(n) for n in range(26)])
+    assert [len(request.messages) for request in server.requests] == [1, 10, 10, 5]
+    assert [m.data for m in server.messages] == [message(n).data for n in range(26)]
+    assert ids == [str(n) for n in range(1, 27)]
+
+
+async def test_batches_end_at_their_limit_of_bytes(server):
+    """A batch has no more bytes than its limit; a message that alone has more goes alone."""
+    size = message(1).size
+    limits = Limits(batching={TOPICS[0]: Batching(max_bytes=3 * size)})
+    large = Message(topic=TOPICS[0], data=b"x" * 5 * size, attributes={}, ordering_key="user")
+    async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
+        await burst(server, transport, [message(n) for n in range(5)] + [large] + [message(n) for n in range(3)])
+    assert [len(request.messages) for request in server.requests] == [1, 3, 1, 1, 3]
+
+
+async def test_keys_never_share_a_request(server):
+    """A request has messages of one ordering key only, whatever waits."""
+    async with EmulatorTransport(project="test", host=server.host) as transport:
+        calls = [message(n, f"user-{n % 3}") for n in range(60)]
+        await asyncio.gather(*map(transport.publish, calls))
+    assert all(len({m.ordering_key for m in request.messages}) == 1 for request in server.requests)
+    assert server.most_in_flight == {"user-0": 1, "user-1": 1, "user-2": 1}
+
+
+async def test_messages_wait_for_others_as_long_as_the_batching_allows(server):
+    """With a latency, messages that come soon after share the first request; a full batch does not wait."""
+    limits = Limits(
+        batching={TOPICS[0]: Batching(max_latency=0.2), TOPICS[1]: Batching(max_messages=3, max_latency=10)}
+    )
+    async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
+        first = asyncio.create_task(transport.publish(message(1, "")))
+        await asyncio.sleep(0)
+        await asyncio.gather(transport.publish(message(2, "")), first)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(transport.publish(message(n, "", TOPICS[1])) for n in range(3)))
+    assert [len(request.messages) for request in server.requests] == [2, 3]
+
+
+async def test_without_a_key_full_batches_go_at_once(server):
+    """Unordered messages do not wait for the request before them once a batch is full."""
+    gate = asyncio.Event()
+    server.script.append(gate)
+    limits = Limits(batching={TOPICS[0]: Batching(max_messages=5)})
+    async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
+        first = asyncio.create_task(transport.publish(message(0, "")))
+        await server.received(1)
+        await asyncio.gather(*(transport.publish(message(n, "")) for n in range(5)))
+        assert not first.done()
+        gate.set()
+        await first
+
+
+@pytest.mark.parametrize("poisoned", [[0], [49], [99], [10, 11], [3, 50, 97]])
+async def test_a_poison_message_fails_alone(server, transport, poisoned):
+    """The messages that the broker refuses are found, and their neighbours are published, in order."""
+    server.poison = b"poison"
+    messages = [message(-1)]
+    for number in range(100):
+        data = b"poison" if number in poisoned else message(number).data
+        messages.append(Message(topic=TOPICS[0], data=data, attributes={}, ordering_key="user"))
+    results = (await burst(server, transport, messages))[1:]
+    assert [n for n, result in enumerate(results) if isinstance(result, MessageRefused)] == poisoned
+    assert all(isinstance(result, str) for n, result in enumerate(results) if n not in poisoned)
+    numbers = [int(result) for result in results if isinstance(result, str)]
+    assert numbers == sorted(numbers)
+
+
+async def test_a_refused_topic_fails_what_waits_on_it(server, transport):
+    """NOT_FOUND fails all that waits on the topic, each with an error of its own, and then the topic goes on."""
+    topic = f"projects/test/topics/{TOPICS[0]}"
+    gates = [asyncio.Event(), asyncio.Event()]
+    server.script.extend(gates)
+    tasks = []
+    for key in ("a", "b"):
+        tasks.append(asyncio.create_task(transport.publish(message(1, key))))
+        await server.received(len(tasks))
+    tasks += [asyncio.create_task(transport.publish(message(2, key))) for key in ("a", "b")]
+    await asyncio.sleep(0)
+    server.topics.remove(topic)
+    gates[0].set()
+    await asyncio.wait([tasks[0], tasks[2], tasks[3]])
+    assert not tasks[1].done()
+    server.topics.add(topic)
+    gates[1].set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [BrokerRefused, str, BrokerRefused, BrokerRefused]
+    assert len({id(result) for result in results}) == 4
+    assert await transport.publish(message(3, "a"))
+
+
+async def test_what_waits_behind_a_failure_does_not_overtake_it(server, transport):
+    """Where a batch fails in the end, what waits on its key fails with it, and the key goes on."""
+    server.script.extend([grpc.StatusCode.FAILED_PRECONDITION])
+    results = await burst_failing(server, transport)
+    assert [type(result) for result in results] == [BrokerUnavailable] * 3
+    assert len(server.requests) == 1
+    assert await transport.publish(message(9))
+
+
+async def burst_failing(server: StrictServer, transport: EmulatorTransport) -> list[str | BaseException]:
+    """Publish three messages of a key at once; the first goes alone, the others wait."""
+    return await asyncio.gather(*(transport.publish(message(n)) for n in range(3)), return_exceptions=True)
+
+
+@pytest.mark.parametrize("limits", [Limits(max_messages=2), Limits(max_bytes=2 * message(1).size)])
+async def test_over_the_bound_it_refuses_at_once(server, limits):
+    """With the bound of messages or bytes reached a further one is refused, until one ends."""
+    gate = asyncio.Event()
+    server.script.append(gate)
+    async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
+        taken = [asyncio.create_task(transport.publish(message(n))) for n in range(2)]
+        await server.received(1)
+        with pytest.raises(Overloaded, match="are in flight; the limits are"):
+            await transport.publish(message(3))
+        gate.set()
+        await asyncio.gather(*taken)
+        assert await transport.publish(message(4))
+    assert len(server.messages) == 3
+
+
+async def test_a_caller_that_gives_up_does_not_harm_its_neighbours(server, transport):
+    """A message whose caller has gone is not sent, if it still waits; those that share its request are confirmed."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    server.script.extend(gates)
+    tasks = [asyncio.create_task(transport.publish(message(0)))]
+    await server.received(1)
+    tasks += [asyncio.create_task(transport.publish(message(n))) for n in (1, 2, 3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    gates[0].set()
+    await server.received(2)
+    tasks[2].cancel()
+    gates[1].set()
+    assert isinstance(await tasks[3], str)
+    assert [m.data for m in server.messages] == [message(n).data for n in (0, 2, 3)]
+
+
+async def test_no_trace_of_a_key_stays(server, transport):
+    """After a message is confirmed or failed, nothing is kept of its key."""
+    server.script.append(grpc.StatusCode.INVALID_ARGUMENT)
+    calls = (transport.publish(message(1, f"user-{n}")) for n in range(200))
+    await asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.sleep(0)
+    lanes = transport._publisher._lanes
+    assert (lanes._lanes, lanes._outstanding, lanes._bytes, lanes._tasks) == ({}, {}, 0, set())
+
+
+async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(monkeypatch):
+    """Soon after a failed deadline publishes and checks fail at once; when the broker is back, so is the transport."""
+    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
+    async with AsyncExitStack() as serving:
+        host = (await serving.enter_async_context(strict_server(TOPICS))).host
+        async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=DEADLINE)) as transport:
+            await transport.publish(message(1))
+            await serving.aclose()
+            with pytest.raises(BrokerUnavailable):
+                await transport.publish(message(2))
+            async with asyncio.timeout(20):
+                while not transport._publisher._away:
+                    await asyncio.sleep(0.02)
+            clock = asyncio.get_running_loop().time
+            for ask in (lambda: transport.publish(message(3)), lambda: transport.check(TOPICS)):
+                start = clock()
+                with pytest.raises(BrokerUnavailable, match="is away"):
+                    await ask()
+                assert clock() - start < 0.1
+            async with strict_server(TOPICS, port=int(host.rpartition(":")[2])), asyncio.timeout(20):
+                while transport._publisher._away:
+                    await asyncio.sleep(0.02)
+                assert await transport.publish(message(4))
+
+
+async def test_an_outage_is_noticed_without_traffic(monkeypatch):
+    """A check fails within seconds of an outage, though nothing was published."""
+    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_TIMEOUT", 0.2)
+    async with strict_server(TOPICS) as server, EmulatorTransport(project="test", host=server.host) as transport:
+        assert await transport.check(TOPICS) == []
+        server.look_up = asyncio.Event()  # it hangs
+        async with asyncio.timeout(20):
+            while not transport._publisher._away:
+                await asyncio.sleep(0.02)
+        with pytest.raises(BrokerUnavailable, match="away"):
+            await transport.publish(message(1))
+        server.look_up.set()
+
+
+async def test_a_message_that_waits_too_long_is_no_good_sign(server, transport):
+    """While the oldest message has waited for half the deadline, a check says so."""
+    server.script.extend([asyncio.Event(), asyncio.Event()])
+    publishing = asyncio.create_task(transport.publish(message(1)))
+    await server.received(2)  # the second attempt comes after half the deadline
+    with pytest.raises(BrokerUnavailable, match="the oldest message has waited"):
+        await transport.check(TOPICS)
+    with pytest.raises(BrokerUnavailable):
+        await publishing
+
+
+async def test_closing_lets_what_is_in_flight_end(server):
+    """Messages in flight and waiting are published before the channel closes; further ones are refused."""
+    gate = asyncio.Event()
+    server.script.append(gate)
+    async with EmulatorTransport(project="test", host=server.host) as transport:
+        tasks = [asyncio.create_task(transport.publish(message(n))) for n in range(3)]
+        await server.received(1)
+        closing = asyncio.create_task(transport.aclose())
+        await asyncio.sleep(0)
+        with pytest.raises(TransportClosed):
+            await transport.publish(message(4))
+        gate.set()
+        await closing
+        assert all(isinstance(result, str) for result in await asyncio.gather(*tasks))
+
+
+async def test_closing_does_not_wait_for_a_broker_that_hangs(server, monkeypatch):
+    """What has not ended when the time to drain is over fails, every message of it."""
+    monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
+    server.script.append(asyncio.Event())
+    async with EmulatorTransport(project="test", host=server.host) as transport:
+        tasks = [asyncio.create_task(transport.publish(message(n))) for n in range(3)]
+        await server.received(1)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [BrokerUnavailable] * 3

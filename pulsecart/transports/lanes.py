@@ -1,0 +1,231 @@
+"""Batches per key: one request in flight per topic and ordering key; what arrives meanwhile forms the next.
+
+Bursts share requests at no cost in latency, and nothing overtakes. A lane exists only while something
+waits or is in flight in it, so memory does not grow with the number of keys that pass through.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from attrs import Factory, define
+
+from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, Overloaded, PublishError, TransportClosed
+from pulsecart.limits import Batching, Limits
+from pulsecart.message import Message
+
+__all__ = ["Lanes", "Send"]
+
+Send = Callable[[str, str, Sequence[Message], float], Awaitable[Sequence[str]]]
+"""Sends messages of one topic and ordering key in one request, by a deadline in the loop's time, and returns their ids.
+
+Raises `MessageRefused` where one of them is at fault, `BrokerRefused` or `BrokerUnavailable`.
+"""
+
+UNORDERED_REQUESTS = 16
+"""How many requests of one topic may be in flight where no ordering key asks for one at a time."""
+
+
+_DEFAULT = Batching()
+
+
+@define(eq=False)
+class _Entry:
+    """A message whose caller waits for the broker's confirmation."""
+
+    message: Message
+    size: int
+    admitted: float
+    confirmed: "asyncio.Future[str]"
+
+
+@define(eq=False)
+class _Lane:
+    topic: str
+    key: str
+    batching: Batching
+    waiting: deque[_Entry] = Factory(deque)
+    waiting_bytes: int = 0
+    requests: int = 0
+    full: asyncio.Event = Factory(asyncio.Event)
+
+    def add(self, entry: _Entry) -> None:
+        self.waiting.append(entry)
+        self.waiting_bytes += entry.size
+        if self.is_full:
+            self.full.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more would fit into the next request."""
+        return len(self.waiting) >= self.batching.max_messages or self.waiting_bytes >= self.batching.max_bytes
+
+    async def linger(self) -> None:
+        """Wait for more to come, as long as the batching allows for the first that waits."""
+        if not self.batching.max_latency or self.is_full:
+            return
+        self.full.clear()
+        try:
+            async with asyncio.timeout_at(self.waiting[0].admitted + self.batching.max_latency):
+                await self.full.wait()
+        except TimeoutError:
+            pass
+
+    def take(self) -> list[_Entry]:
+        """Take the next request's messages. One that alone is over `max_bytes` goes alone."""
+        batch: list[_Entry] = []
+        size = 0
+        while self.waiting and len(batch) < self.batching.max_messages:
+            if batch and size + self.waiting[0].size > self.batching.max_bytes:
+                break
+            entry = self.waiting.popleft()
+            self.waiting_bytes -= entry.size
+            size += entry.size
+            batch.append(entry)
+        return batch
+
+    def take_all(self) -> list[_Entry]:
+        entries = list(self.waiting)
+        self.waiting.clear()
+        self.waiting_bytes = 0
+        return entries
+
+
+class Lanes:
+    """Publishes messages through `send`, in order per topic and ordering key, within limits."""
+
+    def __init__(self, send: Send, limits: Limits) -> None:
+        self._send = send
+        self._limits = limits
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._outstanding: dict[_Entry, None] = {}  # in the order of admission
+        self._bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def oldest(self) -> float | None:
+        """When the message that is outstanding longest was admitted, in the loop's time."""
+        return next(iter(self._outstanding)).admitted if self._outstanding else None
+
+    async def publish(self, message: Message) -> str:
+        """Publish one message; see `Transport.publish`."""
+        if self._closed:
+            raise TransportClosed("the transport is closed")
+        size = message.size
+        limits = self._limits
+        if len(self._outstanding) >= limits.max_messages or self._bytes + size > limits.max_bytes:
+            raise Overloaded(
+                f"{len(self._outstanding):,} messages of {self._bytes:,} bytes are in flight; "
+                f"the limits are {limits.max_messages:,} messages and {limits.max_bytes:,} bytes"
+            )
+        loop = asyncio.get_running_loop()
+        entry = _Entry(message, size, loop.time(), loop.create_future())
+        self._outstanding[entry] = None
+        self._bytes += size
+        address = (message.topic, message.ordering_key)
+        lane = self._lanes.get(address)
+        if lane is None:
+            lane = self._lanes[address] = _Lane(*address, limits.batching.get(message.topic, _DEFAULT))
+        lane.add(entry)
+        if not lane.requests or (not lane.key and lane.is_full and lane.requests < UNORDERED_REQUESTS):
+            self._start(lane)
+        return await entry.confirmed
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse further messages, and let those in flight end. After `seconds`, fail what is left."""
+        self._closed = True
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _start(self, lane: _Lane) -> None:
+        lane.requests += 1
+        # A context of its own: a span or a log field of the caller that happens to be first is not the others'.
+        task = asyncio.create_task(self._serve(lane), context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            asyncio.get_running_loop().call_exception_handler({"message": "a defect in publishing", "exception": error})
+
+    async def _serve(self, lane: _Lane) -> None:
+        try:
+            while lane.waiting:
+                await lane.linger()
+                await self._deliver(lane, lane.take())
+        finally:
+            lane.requests -= 1
+            if not lane.requests:
+                del self._lanes[lane.topic, lane.key]
+
+    async def _deliver(self, lane: _Lane, batch: list[_Entry]) -> None:
+        """Send a batch. A message at fault is found by halving, and its neighbours are sent in order."""
+        parts = [batch]
+        try:
+            while parts:
+                part = parts[-1] = self._wanted(parts[-1])
+                if part and (error := await self._deliver_part(lane, part)):
+                    if isinstance(error, MessageRefused) and len(part) > 1:
+                        half = len(part) // 2
+                        parts[-1:] = [part[half:], part[:half]]
+                        continue
+                    self._fail(part, error)
+                    if not isinstance(error, MessageRefused):
+                        # To send what comes behind would be to overtake what has failed, should that be tried again.
+                        for behind in [*reversed(parts[:-1]), *self._waiting_behind(lane, error)]:
+                            self._fail(behind, error)
+                        return
+                parts.pop()
+        except BaseException:
+            failed = BrokerUnavailable("the transport ended before the broker confirmed")
+            for left in [*reversed(parts), lane.take_all()]:
+                self._fail(left, failed)
+            raise
+
+    async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> PublishError | None:
+        """Send one request, and hand out the ids. Return why it failed, where it did."""
+        messages = [entry.message for entry in part]
+        try:
+            ids = await self._send(lane.topic, lane.key, messages, part[0].admitted + self._limits.deadline)
+        except PublishError as error:
+            return error
+        for entry, message_id in zip(part, ids, strict=True):
+            self._release(entry)
+            if not entry.confirmed.done():
+                entry.confirmed.set_result(message_id)
+        return None
+
+    def _waiting_behind(self, lane: _Lane, error: PublishError) -> list[list[_Entry]]:
+        """Take what waits in the lanes that share the fate: all of a topic that is refused, else this one."""
+        lanes = [lane]
+        if isinstance(error, BrokerRefused):
+            lanes = [other for other in self._lanes.values() if other.topic == lane.topic]
+        return [other.take_all() for other in lanes]
+
+    def _wanted(self, entries: Iterable[_Entry]) -> list[_Entry]:
+        """Return the entries whose callers have not given up meanwhile."""
+        wanted = []
+        for entry in entries:
+            if entry.confirmed.done():
+                self._release(entry)
+            else:
+                wanted.append(entry)
+        return wanted
+
+    def _fail(self, entries: Iterable[_Entry], error: PublishError) -> None:
+        for entry in entries:
+            self._release(entry)
+            if not entry.confirmed.done():
+                entry.confirmed.set_exception(type(error)(*error.args))
+
+    def _release(self, entry: _Entry) -> None:
+        # Once only: where all is failed, some may have been confirmed before.
+        if entry in self._outstanding:
+            del self._outstanding[entry]
+            self._bytes -= entry.size

@@ -1,0 +1,38 @@
+from collections import Counter
+
+import pytest
+
+from pulsecart import Producer, by_user, in_shards, unordered
+from pulsecart.events import OrderPlaced, PersonalizedSend
+from pulsecart.transports import MemoryTransport
+
+
+def test_a_user_stays_in_its_shard():
+    """The shard of a user is the same in every process and version: these are fixed for ever."""
+    assert [in_shards(8)(f"user-{n}") for n in range(6)] == SHARDS
+    assert in_shards(1)("anyone") == "shard-0"
+
+
+SHARDS = ["shard-1", "shard-0", "shard-0", "shard-5", "shard-5", "shard-1"]
+
+
+def test_users_are_spread_evenly_over_the_shards():
+    """No shard has much more than its part of many users."""
+    counts = Counter(map(in_shards(8), map(str, range(8_000))))
+    assert len(counts) == 8
+    assert max(counts.values()) < 1_150
+
+
+@pytest.mark.anyio
+async def test_each_topic_has_its_ordering():
+    """The ordering key is chosen by topic; a topic that is not named is ordered by user."""
+    transport = MemoryTransport()
+    orderings = {OrderPlaced.topic: in_shards(1), "other": by_user}
+    producer = Producer(transport, ordering=orderings)
+    await producer.publish(OrderPlaced(user_id="u", order_id="o", payload={}))
+    await producer.publish(PersonalizedSend(user_id="u", payload={}))
+    await Producer(transport, ordering={PersonalizedSend.topic: unordered}).publish(
+        PersonalizedSend(user_id="u", payload={})
+    )
+    assert [message.ordering_key for message in transport.messages] == ["shard-0", "u", ""]
+    assert all(message.json()["user_id"] == "u" for message in transport.messages)
