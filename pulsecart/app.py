@@ -10,6 +10,7 @@ from starlette.routing import Route
 from pulsecart.errors import BrokerUnavailable
 from pulsecart.events import load_catalog
 from pulsecart.http.dev import messages
+from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
 from pulsecart.http.ingest import ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
@@ -36,6 +37,8 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     settings.require_topics(catalog.topics)
     producer = Producer(transport, catalog=catalog, ordering=settings.orderings)
 
+    drain = Drain(transport, settings.drain_delay)
+
     async def missing_topics() -> list[str]:
         return await transport.check(catalog.topics)
 
@@ -60,7 +63,8 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             else:
                 for topic in missing:
                     _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
-            yield
+            with drain.on_sigterm():
+                yield
 
     routes = [
         Route(
@@ -75,7 +79,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
         ),
         Route("/health", alive),
         Route("/livez", alive),
-        Route("/readyz", ready(check_topics)),
+        Route("/readyz", ready(check_topics, drain)),
     ]
     if settings.environment == "dev" and isinstance(transport, MemoryTransport):
         routes.append(Route("/dev/messages", messages(transport), methods=["GET", "DELETE"]))

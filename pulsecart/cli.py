@@ -3,18 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import attrs
 import click
-import uvicorn
-from uvicorn.config import LOGGING_CONFIG
 
 from pulsecart.errors import DefinitionError, SettingsError
 from pulsecart.events import load_catalog
-from pulsecart.server import HttpProtocol
+from pulsecart.server import run
 from pulsecart.settings import Settings, load_settings
 
 __all__ = ["main"]
@@ -60,25 +56,7 @@ def serve(**options: str | None) -> None:
     except DefinitionError as error:
         raise click.ClickException(str(error)) from None
     click.echo(_banner(settings), err=True)
-    uvicorn.run(
-        "pulsecart.app:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        access_log=False,
-        server_header=False,
-        log_config=_log_config(),
-        http=HttpProtocol,
-        ws="none",
-    )
-
-
-def _log_config() -> dict[str, Any]:
-    """Return uvicorn's logging, with our lines in the same form."""
-    config = deepcopy(LOGGING_CONFIG)
-    config["loggers"]["pulsecart"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
-    return config
+    run(settings)
 
 
 def _banner(settings: Settings) -> str:

@@ -1,12 +1,42 @@
 """The HTTP server: uvicorn, with what it lacks."""
 
 import re
+import signal
+import sys
+from copy import deepcopy
+from typing import Any
 
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["HttpProtocol"]
+from pulsecart.settings import Settings
+
+__all__ = ["run"]
+
+GRACE_SECONDS = 8
+"""How long requests may take to end once the server has been told to stop."""
 
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop. Workers and application read the settings from the environment."""
+    # uvicorn, when it has stopped for a signal, sends itself that signal again. To have been stopped is no failure.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    uvicorn.run(
+        "pulsecart.app:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        http=HttpProtocol,
+        ws="none",
+        access_log=False,
+        server_header=False,
+        log_config=_log_config(),
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -22,3 +52,10 @@ class HttpProtocol(HttpToolsProtocol):
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"\r\nx-offer:", head) + end + rest
         super().data_received(data)
+
+
+def _log_config() -> dict[str, Any]:
+    """Return uvicorn's logging, with our lines in the same form."""
+    config = deepcopy(LOGGING_CONFIG)
+    config["loggers"]["pulsecart"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    return config

@@ -182,6 +182,13 @@ class Settings:
         validator=_between(0.1, 600.0),
     )
 
+    drain_delay: float = _setting(
+        "PULSECART_DRAIN_DELAY",
+        "Seconds to go on taking events after SIGTERM, with /readyz at 503; 5 is good on Kubernetes.",
+        default=0.0,
+        parse=_number,
+        validator=_between(0.0, 300.0),
+    )
     max_messages: int = _setting(
         "PULSECART_MAX_MESSAGES",
         "Events in flight in one process; with more the answer is 503.",

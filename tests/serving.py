@@ -33,9 +33,16 @@ class Served:
         assert self._listens.wait(START_SECONDS), f"did not start in {START_SECONDS} s:\n{self.output}"
         assert self.url, f"ended before it listened:\n{self.output}"
 
+    def tell_to_stop(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
     def stop(self) -> int:
         """Stop it as an orchestrator does, and return its exit status."""
-        self._process.send_signal(signal.SIGTERM)
+        self.tell_to_stop()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
         status = self._process.wait(STOP_SECONDS)
         self._reader.join(STOP_SECONDS)
         return status

@@ -1,16 +1,22 @@
+import asyncio
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
 import httpx
 import pytest
 
+from pulsecart import load_catalog
 from pulsecart.settings import Settings
 from tests.serving import serving
+from tests.strict_server import strict_server
 
 ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
 
@@ -118,11 +124,64 @@ def test_it_starts_without_its_broker_and_says_so(tmp_path):
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
-def test_it_ends_when_it_is_told_to(tmp_path):
-    """SIGTERM ends the service, after what it was doing."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_well_when_it_is_told_to(tmp_path, number):
+    """SIGTERM and Ctrl+C end the service with exit status 0."""
     with serving(cwd=tmp_path) as served:
-        served.stop()
+        served.tell_to_stop(number)
+        assert served.wait() == 0
     assert "Application shutdown complete" in served.output
+
+
+def test_while_it_drains_it_is_not_ready_but_takes_events(tmp_path):
+    """After SIGTERM readiness falls at once, and events are taken until the delay is over; a second signal ends it."""
+    with serving("--drain-delay", "300", cwd=tmp_path) as served:
+        served.tell_to_stop()
+        end = time.monotonic() + 30
+        while (ready := httpx.get(f"{served.url}/readyz")).status_code == 200 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (ready.status_code, ready.json()["detail"]) == (503, "the service is shutting down")
+        assert httpx.get(f"{served.url}/readyz?exclude=broker").status_code == 503
+        assert httpx.get(f"{served.url}/livez").status_code == 200
+        assert httpx.post(f"{served.url}/events/ingest", json=ORDER).status_code == 202
+        served.tell_to_stop()
+        served.wait()
+
+
+def test_a_port_that_is_taken_is_a_failure_to_start(tmp_path):
+    """A port in use ends the start with a message and a status of failure."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = run("serve", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
+    assert ended.returncode > 0
+    assert "address already in use" in ended.stderr
+
+
+@pytest.mark.anyio
+async def test_what_is_in_flight_is_answered_though_the_broker_hangs(tmp_path):
+    """On SIGTERM an event that the broker does not confirm is answered 503 in good time, and new ones are refused."""
+    async with strict_server(load_catalog().topics) as server:
+        gate = asyncio.Event()
+        server.script.extend([gate] * 10)
+        options = ("--project", "test", "--environment", "staging", "--publish-deadline", "60")
+
+        def serve_and_stop() -> tuple[httpx.Response, float, int]:
+            service = serving("--emulator-host", server.host, *options, cwd=tmp_path)
+            with service as served, ThreadPoolExecutor(1) as threads:
+                answer = threads.submit(httpx.post, f"{served.url}/events/ingest", json=ORDER, timeout=60)
+                asyncio.run_coroutine_threadsafe(server.received(1), loop).result(30)
+                start = time.monotonic()
+                served.tell_to_stop()
+                response = answer.result()
+                return response, time.monotonic() - start, served.wait()
+
+        loop = asyncio.get_running_loop()
+        response, seconds, status = await asyncio.to_thread(serve_and_stop)
+        gate.set()
+    assert response.status_code == 503
+    assert response.json()["retryable"] is True
+    assert response.json()["event_id"]
+    assert seconds < 20  # 7, and what a busy machine adds; the deadline alone would be 60
+    assert status == 0
 
 
 def test_contradictions_stop_the_start_with_all_problems(tmp_path):

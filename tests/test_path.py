@@ -98,6 +98,15 @@ def test_every_event_type_reaches_its_topic(served, pull):
     assert found == sent
 
 
+def test_several_workers_publish(project, tmp_path):
+    """Two workers share the port and the broker."""
+    with serving("--project", project, "--workers", "2", cwd=tmp_path) as service:
+        for _ in range(20):
+            body = {"event_type": "message.personalized_send", "user_id": "u", "payload": {}}
+            assert httpx.post(f"{service.url}/events/ingest", json=body, timeout=30).status_code == 202
+        assert service.stop() == 0
+
+
 def test_readiness_and_banner_tell_of_the_emulator(served, project):
     """The service names the emulator and the project, and is ready."""
     assert f"the Pub/Sub emulator at {os.environ['PUBSUB_EMULATOR_HOST']}, project {project}" in served.output

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pulsecart.errors import BrokerUnavailable, TransportClosed
+from pulsecart.http.drain import Drain
 
 __all__ = ["alive", "ready"]
 
@@ -15,8 +16,8 @@ async def alive(_request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def ready(missing_topics: Callable[[], Awaitable[list[str]]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return the readiness endpoint: 503 while the broker cannot be reached.
+def ready(missing_topics: Callable[[], Awaitable[list[str]]], drain: Drain) -> Callable[[Request], Awaitable[Response]]:
+    """Return the readiness endpoint: 503 while the broker cannot be reached, and once the service is to stop.
 
     A topic that is missing is named, but is no reason for 503: the other topics can be published to.
     `?exclude=broker` leaves the broker out, for orchestrators: its outage would otherwise take every
@@ -24,6 +25,8 @@ def ready(missing_topics: Callable[[], Awaitable[list[str]]]) -> Callable[[Reque
     """
 
     async def endpoint(request: Request) -> Response:
+        if drain.begun:
+            return JSONResponse({"status": "not ready", "detail": "the service is shutting down"}, 503)
         if "broker" in request.query_params.getlist("exclude"):
             return JSONResponse({"status": "ready"})
         try:

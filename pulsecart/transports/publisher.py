@@ -14,7 +14,7 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOT
 from google.pubsub_v1.types import PublishRequest, PubsubMessage
 from grpc import StatusCode
 
-from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError, TransportClosed
+from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
 from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.transports.lanes import Lanes
@@ -149,8 +149,6 @@ class Publisher:
                 last = f"{error.code().name}: {error.details()}"
                 if error.code() not in _PASSING:
                     raise _REFUSALS.get(error.code(), BrokerUnavailable)(f"topic {topic}: {last}") from None
-            except grpc.aio.UsageError:
-                raise TransportClosed("the transport was closed before the broker confirmed") from None
             else:
                 self._confirmed_at = self._loop.time()
                 if len(response.message_ids) != len(messages):

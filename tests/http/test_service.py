@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Self
@@ -488,6 +489,17 @@ async def test_an_application_opens_and_closes_the_transport_it_is_given():
     async with served(Watched()):
         assert opened == ["opened"]
     assert opened == ["opened", "closed"]
+
+
+def test_an_application_in_a_thread_leaves_signals_alone():
+    """Outside the main thread, where no signal arrives, the application runs as well."""
+
+    async def live() -> int:
+        async with served() as client:
+            return (await client.get("/livez")).status_code
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(asyncio.run, live()).result() == 200
 
 
 def test_settings_come_from_the_environment_where_none_are_given(monkeypatch):

@@ -415,6 +415,20 @@ async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(m
                 assert await transport.publish(message(4))
 
 
+async def test_one_key_that_hangs_is_no_outage(server, transport):
+    """While other keys are confirmed, a key that fails its deadline does not make the broker count as away."""
+    hanging = asyncio.Event()
+    server.script.extend([hanging, None])
+    failing = asyncio.create_task(transport.publish(message(1, "hangs")))
+    await server.received(1)
+    await transport.publish(message(2, "other"))
+    server.script.append(hanging)  # for the second attempt
+    with pytest.raises(BrokerUnavailable, match="did not confirm"):
+        await failing
+    assert not transport._publisher._suspicion.is_set()
+    assert await transport.publish(message(3, "hangs"))
+
+
 async def test_an_outage_is_noticed_without_traffic(monkeypatch):
     """A check fails within seconds of an outage, though nothing was published."""
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)

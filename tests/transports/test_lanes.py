@@ -3,7 +3,7 @@ import contextvars
 
 import pytest
 
-from pulsecart import BrokerUnavailable, Limits
+from pulsecart import BrokerUnavailable, Limits, MessageRefused, TransportClosed
 from pulsecart.transports.lanes import Lanes
 from tests.transports.contract import message
 
@@ -23,6 +23,7 @@ async def test_a_defect_below_leaves_no_caller_waiting(caplog):
     results = await asyncio.gather(*(lanes.publish(message(n)) for n in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [BrokerUnavailable] * 3
     await lanes.drain(1)
+    asyncio.get_running_loop().set_exception_handler(None)
     assert [str(error) for error in raised] == ["a defect"]
 
 
@@ -38,3 +39,50 @@ async def test_a_batch_is_sent_in_no_callers_context():
     variable.set("a caller's")
     await Lanes(send, Limits()).publish(message(1))
     assert seen == ["none"]
+
+
+async def test_a_caller_that_gives_up_while_all_else_fails():
+    """Failing what waits passes over a caller that has gone already."""
+    gate = asyncio.Event()
+
+    async def refuse(_topic, _key, _messages, _deadline):
+        await gate.wait()
+        raise BrokerUnavailable("test")
+
+    lanes = Lanes(refuse, Limits())
+    tasks = [asyncio.create_task(lanes.publish(message(n))) for n in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    tasks[2].cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, BrokerUnavailable, asyncio.CancelledError]
+
+
+async def test_what_was_confirmed_before_a_defect_stays_confirmed():
+    """A defect in a later part of a halved batch does not touch what an earlier one has confirmed."""
+    sent = []
+
+    async def send(_topic, _key, messages, _deadline):
+        sent.append(len(messages))
+        if len(messages) == 1:
+            return ["0"]
+        raise MessageRefused("test") if len(messages) == 3 else ZeroDivisionError("a defect")
+
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    lanes = Lanes(send, Limits())
+    results = await asyncio.gather(*(lanes.publish(message(n)) for n in range(3)), return_exceptions=True)
+    await lanes.drain(1)
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert sent == [3, 1, 2]
+    assert [type(result) for result in results] == [str, BrokerUnavailable, BrokerUnavailable]
+    assert lanes.oldest is None
+
+
+async def test_after_draining_nothing_is_taken():
+    """Drained lanes refuse."""
+    lanes = Lanes(lambda *_: None, Limits())
+    await lanes.drain(1)
+    with pytest.raises(TransportClosed):
+        await lanes.publish(message(1))
