@@ -17,7 +17,7 @@ from pulsecart.http.problems import EXCEPTION_HANDLERS
 from pulsecart.ports import Transport
 from pulsecart.producer import Producer
 from pulsecart.settings import Settings, load_settings
-from pulsecart.transports import EmulatorTransport, MemoryTransport
+from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
 
 __all__ = ["create_app"]
 
@@ -89,6 +89,10 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
 
 def _make_transport(settings: Settings) -> Transport:
-    if settings.transport == "memory":
-        return MemoryTransport()
-    return EmulatorTransport(project=settings.project, host=settings.emulator_host, limits=settings.limits)
+    match settings.transport:
+        case "memory":
+            return MemoryTransport()
+        case "emulator":
+            return EmulatorTransport(project=settings.project, host=settings.emulator_host, limits=settings.limits)
+        case _:
+            return PubSubTransport(project=settings.project, endpoint=settings.endpoint, limits=settings.limits)

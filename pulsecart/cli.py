@@ -64,6 +64,8 @@ def _banner(settings: Settings) -> str:
     port = settings.port or "a free port"
     if settings.transport == "memory":
         target = "to memory, which keeps nothing when it stops; see GET /dev/messages"
+    elif settings.transport == "pubsub":
+        target = f"to Google Cloud Pub/Sub at {settings.endpoint}, project {settings.project}"
     else:
         target = f"to the Pub/Sub emulator at {settings.emulator_host}, project {settings.project}"
     return f"pulsecart ({settings.environment}) on http://{host}:{port} publishes {target}"

@@ -21,6 +21,8 @@ from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 __all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings", "load_settings"]
 
 TRANSPORTS = ("memory", "emulator", "pubsub")
+_DEV_PROJECT = "pulsecart-dev"
+
 ENVIRONMENTS = ("dev", "staging", "prod")
 
 _CONTAINER_MARKS = ("K_SERVICE", "KUBERNETES_SERVICE_HOST")
@@ -151,7 +153,7 @@ class Settings:
         shown="none",
     )
     project: str = _setting(
-        "GCP_PROJECT_ID", "The Google Cloud project of the topics.", default="pulsecart-dev", validator=_project
+        "GCP_PROJECT_ID", "The Google Cloud project of the topics.", default=_DEV_PROJECT, validator=_project
     )
     emulator_host: str = _setting(
         "PUBSUB_EMULATOR_HOST",
@@ -159,6 +161,12 @@ class Settings:
         default="",
         validator=_address,
         shown="none",
+    )
+    endpoint: str = _setting(
+        "PULSECART_ENDPOINT",
+        "Pub/Sub's endpoint as host:port; name a region's for order, such as us-central1-pubsub.googleapis.com:443.",
+        default="pubsub.googleapis.com:443",
+        validator=_address,
     )
     publish_deadline: float = _setting(
         "PULSECART_PUBLISH_DEADLINE",
@@ -288,7 +296,7 @@ class Settings:
         if self.transport == "memory" and self.environment != "dev":
             problems.append(
                 f"the memory transport keeps nothing and is for development, but ENVIRONMENT is {self.environment}: "
-                "set another PULSECART_TRANSPORT"
+                "set PULSECART_TRANSPORT=pubsub"
             )
         if self.transport == "memory" and self.workers > 1:
             problems.append(
@@ -301,7 +309,13 @@ class Settings:
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
         if self.transport == "pubsub":
-            problems.append("this version has no transport for real Pub/Sub yet: use memory or emulator")
+            if self.project == _DEV_PROJECT:
+                problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")
+            if self.emulator_host:
+                problems.append(
+                    f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
+                    "unset it, or set PULSECART_TRANSPORT=emulator"
+                )
         return problems
 
 

@@ -23,6 +23,10 @@ class StrictServer:
     def __init__(self) -> None:
         self.topics: set[str] = set()
         self.requests: list[PublishRequest] = []
+        self.metadata: list[dict[str, str]] = []
+        """Of each publish request, in the same order."""
+        self.peers: list[str] = []
+        """The connection of each publish request, likewise."""
         self.script: deque[grpc.StatusCode | asyncio.Event | PublishResponse | None] = deque()
         self.poison = b"\0"
         """A request with a message that has these bytes in its data is refused."""
@@ -55,6 +59,8 @@ class StrictServer:
     async def _reply(self, request: PublishRequest, context: grpc.aio.ServicerContext) -> PublishResponse:
         async with self.arrived:
             self.requests.append(request)
+            self.metadata.append({name: str(value) for name, value in context.invocation_metadata() or ()})
+            self.peers.append(context.peer())
             self.arrived.notify_all()
         reply = self.script.popleft() if self.script else None
         if isinstance(reply, grpc.StatusCode):
@@ -106,7 +112,10 @@ def _breaks_a_rule(request: PublishRequest) -> tuple[grpc.StatusCode, str] | Non
 
 
 @asynccontextmanager
-async def strict_server(topics: list[str], *, project: str = "test", port: int = 0) -> AsyncIterator[StrictServer]:
+async def strict_server(
+    topics: list[str], *, project: str = "test", port: int = 0, certificate: tuple[bytes, bytes] | None = None
+) -> AsyncIterator[StrictServer]:
+    """Serve on loopback; with TLS, where a certificate is given as its key and its chain, both PEM."""
     service = StrictServer()
     service.topics = {f"projects/{project}/topics/{topic}" for topic in topics}
     methods = {
@@ -120,8 +129,12 @@ async def strict_server(topics: list[str], *, project: str = "test", port: int =
     }
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES)])
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", handlers)])
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    service.host = f"127.0.0.1:{port}"
+    if certificate:
+        port = server.add_secure_port(f"localhost:{port}", grpc.ssl_server_credentials([certificate]))
+        service.host = f"localhost:{port}"
+    else:
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        service.host = f"127.0.0.1:{port}"
     await server.start()
     try:
         yield service

@@ -15,6 +15,7 @@ import pytest
 
 from pulsecart import load_catalog
 from pulsecart.settings import Settings
+from tests.google_login import new_key, service_account
 from tests.serving import serving
 from tests.strict_server import strict_server
 
@@ -122,6 +123,18 @@ def test_it_starts_without_its_broker_and_says_so(tmp_path):
         assert httpx.get(f"{served.url}/livez").status_code == 200
         refused = httpx.post(f"{served.url}/events/ingest", json=ORDER)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def test_the_transport_for_real_pubsub_starts_where_there_are_credentials(tmp_path):
+    """With a service account's key it starts, names endpoint and project, and is not ready while nobody answers."""
+    (tmp_path / "key.json").write_text(service_account(new_key()))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ("--transport", "pubsub", "--environment", "prod", "--project", "shop", "--endpoint", endpoint)
+    with serving(*options, cwd=tmp_path, GOOGLE_APPLICATION_CREDENTIALS=str(tmp_path / "key.json")) as served:
+        assert f"publishes to Google Cloud Pub/Sub at {endpoint}, project shop" in served.output
+        assert httpx.get(f"{served.url}/readyz").status_code == 503
+        assert httpx.get(f"{served.url}/dev/messages").status_code == 404
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

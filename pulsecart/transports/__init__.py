@@ -1,4 +1,4 @@
-"""Transports: the in-memory fake and the Pub/Sub emulator.
+"""Transports: the in-memory fake, the Pub/Sub emulator, and real Pub/Sub.
 
 Each is imported when it is first asked for, and google's packages only when one is opened, so that
 tests that need only the memory transport start fast.
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pulsecart.transports.emulator import EmulatorTransport
     from pulsecart.transports.memory import MemoryTransport, PublishedMessage
+    from pulsecart.transports.pubsub import PubSubTransport
 
-__all__ = ["EmulatorTransport", "MemoryTransport", "PublishedMessage"]
+__all__ = ["EmulatorTransport", "MemoryTransport", "PubSubTransport", "PublishedMessage"]
 
 _MODULES = {
     "EmulatorTransport": "pulsecart.transports.emulator",
     "MemoryTransport": "pulsecart.transports.memory",
+    "PubSubTransport": "pulsecart.transports.pubsub",
     "PublishedMessage": "pulsecart.transports.memory",
 }
 

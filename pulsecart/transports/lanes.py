@@ -225,7 +225,5 @@ class Lanes:
                 entry.confirmed.set_exception(type(error)(*error.args))
 
     def _release(self, entry: _Entry) -> None:
-        # Once only: where all is failed, some may have been confirmed before.
-        if entry in self._outstanding:
-            del self._outstanding[entry]
-            self._bytes -= entry.size
+        del self._outstanding[entry]
+        self._bytes -= entry.size

@@ -4,8 +4,10 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
 import grpc.aio
 from google.api_core import exceptions as google
@@ -18,8 +20,9 @@ from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, P
 from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.transports.lanes import Lanes
+from pulsecart.transports.tokens import Tokens
 
-__all__ = ["Publisher", "open_emulator"]
+__all__ = ["Publisher", "insecure_channel", "secure_channel"]
 
 # What may pass by itself.
 _PASSING = frozenset(
@@ -60,7 +63,10 @@ _Request = PublishRequest.pb()
 _Message = PubsubMessage.pb()
 
 _CHANNEL_OPTIONS = [
+    ("grpc.primary_user_agent", f"pulsecart/{version('pulsecart')}"),
     ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
+    # Else channels to one address would share its one connection.
+    ("grpc.use_local_subchannel_pool", 1),
     # gRPC's own default would try again only after up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
@@ -69,19 +75,32 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-def open_emulator(host: str, *, project: str, limits: Limits) -> "Publisher":
-    """Open a channel to an emulator, without encryption or credentials, in the running event loop."""
-    channel = grpc.aio.insecure_channel(host, options=_CHANNEL_OPTIONS)
-    client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
-    return Publisher(client, project=project, limits=limits)
+def insecure_channel(host: str) -> grpc.aio.Channel:
+    """Make a channel without encryption, in the running event loop."""
+    return grpc.aio.insecure_channel(host, options=_CHANNEL_OPTIONS)
+
+
+def secure_channel(endpoint: str, roots: bytes | None) -> grpc.aio.Channel:
+    """Make a channel with TLS, in the running event loop. `roots` are PEM; gRPC's own where None."""
+    return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(roots), options=_CHANNEL_OPTIONS)
 
 
 class Publisher:
     """Publishes to the topics of one project, and watches whether the broker can be reached."""
 
-    def __init__(self, client: PublisherAsyncClient, *, project: str, limits: Limits) -> None:
-        self._client = client
-        self._stub: Any = client.transport.publish  # typed without the options that every stub takes
+    def __init__(
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        *,
+        project: str,
+        limits: Limits,
+        tokens: Tokens | None = None,
+    ) -> None:
+        self._transports = [PublisherGrpcAsyncIOTransport(channel=channel) for channel in channels]
+        # The stubs are typed without the options that every stub takes.
+        self._stubs: list[Any] = [transport.publish for transport in self._transports]
+        self._client = PublisherAsyncClient(transport=self._transports[0])
+        self._tokens = tokens
         self._project = project
         self._deadline = limits.deadline
         # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
@@ -117,14 +136,19 @@ class Publisher:
         async with _answer(CHECK_SECONDS):
             for topic in topics:
                 with suppress(google.AlreadyExists):
-                    await self._client.create_topic(name=self._path(topic), retry=None, timeout=CHECK_SECONDS)
+                    await self._client.create_topic(
+                        name=self._path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self._authorization()
+                    )
 
     async def aclose(self) -> None:
         """Refuse further messages, let those in flight end, for `DRAIN_SECONDS` at most, and close the channel."""
         await self._lanes.drain(DRAIN_SECONDS)
         self._probing.cancel()
         await asyncio.gather(self._probing, return_exceptions=True)
-        await self._client.transport.close()  # type: ignore[no-untyped-call]
+        if self._tokens is not None:
+            await self._tokens.aclose()
+        for transport in self._transports:
+            await transport.close()  # type: ignore[no-untyped-call]
 
     async def _send(self, topic: str, key: str, messages: Sequence[Message], deadline: float) -> Sequence[str]:
         """Send one request until it is confirmed or refused, or the deadline has come; see `lanes.Send`."""
@@ -138,13 +162,18 @@ class Publisher:
             )
         )
         # The generated method adds this header by itself, but costs half as much again as the stub below it.
-        metadata = (("x-goog-request-params", f"topic={quote(path, safe='')}"),)
+        routing = ("x-goog-request-params", f"topic={quote(path, safe='')}")
+        # A key keeps to one channel; what has none takes any.
+        stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
         started = self._loop.time()
         backoff = FIRST_BACKOFF
         last = "no attempt was left"
         while (left := deadline - self._loop.time()) > 0:
             try:
-                response = await self._stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
+                metadata = (routing, *self._authorization())
+                response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
+            except BrokerUnavailable as error:
+                last = str(error)  # no token; there may be one soon
             except grpc.aio.AioRpcError as error:
                 last = f"{error.code().name}: {error.details()}"
                 if error.code() not in _PASSING:
@@ -184,12 +213,17 @@ class Publisher:
 
     async def _exists(self, topic: str) -> bool:
         try:
-            await self._client.get_topic(topic=self._path(topic), retry=None, timeout=CHECK_SECONDS)
+            await self._client.get_topic(
+                topic=self._path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self._authorization()
+            )
         except google.NotFound:
             return False
         except google.PermissionDenied:
             return True  # the broker answered; roles/pubsub.publisher may publish, but not look
         return True
+
+    def _authorization(self) -> tuple[tuple[str, str], ...]:
+        return self._tokens.metadata if self._tokens else ()
 
     def _path(self, topic: str) -> str:
         return f"projects/{self._project}/topics/{topic}"

@@ -43,15 +43,16 @@ async def test_a_batch_is_sent_in_no_callers_context():
 
 async def test_a_caller_that_gives_up_while_all_else_fails():
     """Failing what waits passes over a caller that has gone already."""
-    gate = asyncio.Event()
+    gate, entered = asyncio.Event(), asyncio.Event()
 
     async def refuse(_topic, _key, _messages, _deadline):
+        entered.set()
         await gate.wait()
         raise BrokerUnavailable("test")
 
     lanes = Lanes(refuse, Limits())
     tasks = [asyncio.create_task(lanes.publish(message(n))) for n in range(3)]
-    await asyncio.sleep(0)
+    await entered.wait()
     tasks[0].cancel()
     tasks[2].cancel()
     await asyncio.sleep(0)

@@ -1,0 +1,59 @@
+"""Google Cloud Pub/Sub."""
+
+from typing import TYPE_CHECKING
+
+from pulsecart.limits import Limits
+from pulsecart.transports.remote import RemoteTransport
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+    from pulsecart.transports.publisher import Publisher
+
+__all__ = ["DEFAULT_ENDPOINT", "PubSubTransport"]
+
+DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
+
+CHANNELS = 4
+"""Google's front end takes about 100 requests at a time on a connection; each ordering key is pinned to one."""
+
+_DEFAULT = Limits()
+
+
+class PubSubTransport(RemoteTransport):
+    """Publishes to the topics of a Google Cloud project.
+
+    `endpoint` is host:port. Messages with an ordering key are in order only if all are published in
+    one region: in production, name a locational endpoint such as `us-central1-pubsub.googleapis.com:443`
+    (https://cloud.google.com/pubsub/docs/reference/service_apis_overview#service_endpoints).
+
+    `credentials` are Application Default Credentials where none are given. Opening raises
+    `google.auth.exceptions.DefaultCredentialsError` where there are none; where a token cannot be had
+    at present, publishing raises `BrokerUnavailable` until it can.
+
+    `roots` are the certificates to trust, as PEM, in place of gRPC's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        endpoint: str = DEFAULT_ENDPOINT,
+        credentials: "Credentials | None" = None,
+        roots: bytes | None = None,
+        limits: Limits = _DEFAULT,
+    ) -> None:
+        self._project = project
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._roots = roots
+        self._limits = limits
+
+    async def _connect(self) -> "Publisher":
+        from pulsecart.transports.publisher import Publisher, secure_channel
+        from pulsecart.transports.tokens import Tokens, default_credentials
+
+        tokens = Tokens(self._credentials or await default_credentials())
+        await tokens.open()
+        channels = [secure_channel(self._endpoint, self._roots) for _ in range(CHANNELS)]
+        return Publisher(channels, project=self._project, limits=self._limits, tokens=tokens)

@@ -1,0 +1,61 @@
+"""What the transports to a broker have in common: opening, closing, and the publisher between."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pulsecart.errors import TransportClosed
+from pulsecart.message import Message
+
+if TYPE_CHECKING:
+    from pulsecart.transports.publisher import Publisher
+
+__all__ = ["RemoteTransport"]
+
+
+class RemoteTransport(ABC):
+    """A transport that publishes over channels, which it opens in the running event loop.
+
+    Messages of one topic and ordering key are sent in order, one request at a time; what comes
+    meanwhile shares the next.
+    """
+
+    _publisher: "Publisher | None" = None
+
+    @abstractmethod
+    async def _connect(self) -> "Publisher":
+        """Open the channels. Imports google only now, since that takes most of a second."""
+
+    async def publish(self, message: Message) -> str:
+        """Publish one message; see `Transport.publish`."""
+        return await self._open().publish(message)
+
+    async def check(self, topics: Iterable[str]) -> list[str]:
+        """Return the topics that are missing; see `Transport.check`."""
+        return await self._open().check(topics)
+
+    async def aclose(self) -> None:
+        """Let what is in flight end, for some seconds, and close the channels."""
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            await publisher.aclose()
+
+    async def __aenter__(self) -> Self:
+        if self._publisher is not None:
+            raise RuntimeError(f"the {type(self).__name__} is open already")
+        self._publisher = await self._connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _open(self) -> "Publisher":
+        if self._publisher is None:
+            raise TransportClosed(f"the {type(self).__name__} is not open; use it inside `async with`")
+        return self._publisher

@@ -1,0 +1,95 @@
+"""What stands for Google's sign-in: a certificate, a service account's key file, and a token endpoint on loopback."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+
+def new_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def pem(key: rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def certificate_for_localhost() -> tuple[bytes, bytes]:
+    """Return a key and a certificate that it has signed itself, as PEM."""
+    key = new_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def service_account(key: rsa.RSAPrivateKey) -> str:
+    """Return the text of a key file whose token endpoint nobody serves."""
+    return json.dumps(
+        {
+            "type": "service_account",
+            "project_id": "test",
+            "private_key_id": "key-1",
+            "private_key": pem(key).decode(),
+            "client_email": "pulsecart@test.iam.gserviceaccount.com",
+            "client_id": "1",
+            "token_uri": "http://127.0.0.1:1/nobody-is-here",
+        }
+    )
+
+
+class TokenEndpoint:
+    """Gives out token-1, token-2, …, unless it is down; counts how often it was asked."""
+
+    def __init__(self, url: str, lifetime: int) -> None:
+        self.url = url
+        self.lifetime = lifetime
+        self.down = False
+        self.asked = 0
+
+
+@contextmanager
+def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
+    """Serve tokens that live so many seconds."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            endpoint.asked += 1
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = {"access_token": f"token-{endpoint.asked}", "expires_in": endpoint.lifetime, "token_type": "Bearer"}
+            self.send_response(400 if endpoint.down else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps({"error": "it is down"} if endpoint.down else body).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        endpoint = TokenEndpoint(f"http://127.0.0.1:{server.server_port}", lifetime)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield endpoint
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,158 @@
+"""The transport for real Pub/Sub, without a cloud: TLS, credentials and headers on the strict server."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from google.auth.exceptions import DefaultCredentialsError
+from google.oauth2.credentials import Credentials
+
+from pulsecart import BrokerUnavailable, Limits, Message
+from pulsecart.transports import PubSubTransport
+from tests.google_login import certificate_for_localhost, new_key, service_account, token_endpoint
+from tests.strict_server import StrictServer, strict_server
+from tests.transports.contract import TOPICS, Opened, TransportContract, message
+
+pytestmark = pytest.mark.anyio
+
+CERTIFICATE = certificate_for_localhost()
+KEY = new_key()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StrictServer]:
+    async with strict_server(TOPICS, certificate=CERTIFICATE) as service:
+        yield service
+
+
+@pytest.fixture
+def key_file(monkeypatch, tmp_path):
+    """Let Application Default Credentials be those of a service account."""
+    path = tmp_path / "key.json"
+    path.write_text(service_account(KEY))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+
+
+@pytest.fixture
+async def transport(server, key_file) -> AsyncIterator[PubSubTransport]:
+    async with PubSubTransport(project="test", endpoint=server.host, roots=CERTIFICATE[1]) as opened:
+        yield opened
+
+
+class TestContractOnTheStrictServer(TransportContract):
+    @pytest.fixture
+    async def opened(self, server, transport) -> Opened:
+        async def published(topic: str, _count: int) -> list[Message]:
+            return [
+                Message(topic=topic, data=m.data, attributes=dict(m.attributes), ordering_key=m.ordering_key)
+                for request in server.requests
+                for m in request.messages
+                if request.topic == f"projects/test/topics/{topic}"
+            ]
+
+        return Opened(transport, published)
+
+
+def decoded(part: str) -> bytes:
+    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+
+
+async def test_a_service_account_signs_its_token_itself(server, transport):
+    """The bearer token is a JWT signed by the key of the file; its token endpoint, where nobody is, is not asked."""
+    await transport.publish(message(1))
+    scheme, _, token = server.metadata[0]["authorization"].partition(" ")
+    head, claims, signature = token.split(".")
+    KEY.public_key().verify(decoded(signature), f"{head}.{claims}".encode(), padding.PKCS1v15(), hashes.SHA256())
+    assert scheme == "Bearer"
+    assert json.loads(decoded(claims))["iss"] == "pulsecart@test.iam.gserviceaccount.com"
+    assert json.loads(decoded(claims))["scope"] == "https://www.googleapis.com/auth/pubsub"
+
+
+async def test_a_request_says_where_it_goes_and_who_sends_it(server, transport):
+    """The routing header names the topic, and the user agent names pulsecart."""
+    await transport.publish(message(1))
+    metadata = server.metadata[0]
+    assert metadata["x-goog-request-params"] == "topic=projects%2Ftest%2Ftopics%2Fcontract-a"
+    assert metadata["user-agent"].startswith("pulsecart/")
+    assert "x-goog-user-project" not in metadata
+
+
+async def test_keys_are_spread_over_channels_and_keep_to_theirs(server, transport):
+    """Several connections are used; one ordering key is always on the same one."""
+    for _ in range(2):
+        await asyncio.gather(*(transport.publish(message(n, f"user-{n}")) for n in range(40)))
+    peers: dict[str, set[str]] = {}
+    for request, peer in zip(server.requests, server.peers, strict=True):
+        peers.setdefault(request.messages[0].ordering_key, set()).add(peer)
+    assert all(len(of_key) == 1 for of_key in peers.values())
+    assert len(set.union(*peers.values())) == 4
+
+
+async def test_without_trust_nothing_is_sent(server, key_file):
+    """A server whose certificate is not trusted is not a broker."""
+    limits = Limits(deadline=0.5)
+    async with PubSubTransport(project="test", endpoint=server.host, limits=limits) as transport:
+        with pytest.raises(BrokerUnavailable):
+            await transport.publish(message(1))
+    assert server.requests == []
+
+
+async def test_without_credentials_it_does_not_open(monkeypatch, tmp_path):
+    """Where no credentials can be found, opening says so."""
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with pytest.raises(DefaultCredentialsError):
+        await PubSubTransport(project="test").__aenter__()
+
+
+def user_credentials(url: str) -> Credentials:
+    return Credentials(
+        None, refresh_token="r", token_uri=url, client_id="c", client_secret="s", quota_project_id="who-pays"
+    )
+
+
+async def test_user_credentials_are_exchanged_and_renewed_ahead(server):
+    """A token comes from the token endpoint, is renewed before it expires, and the quota project goes with it."""
+    with token_endpoint(lifetime=4) as endpoint:
+        credentials = user_credentials(endpoint.url)
+        async with PubSubTransport(
+            project="test", endpoint=server.host, roots=CERTIFICATE[1], credentials=credentials
+        ) as transport:
+            await transport.publish(message(1))
+            async with asyncio.timeout(20):
+                while endpoint.asked < 2 or transport._publisher._tokens.metadata[0][1] == "Bearer token-1":
+                    await asyncio.sleep(0.02)
+            await transport.publish(message(2))
+    assert server.metadata[0]["authorization"] == "Bearer token-1"
+    assert server.metadata[0]["x-goog-user-project"] == "who-pays"
+    assert server.metadata[1]["authorization"] in ("Bearer token-2", "Bearer token-3")
+
+
+async def test_a_token_endpoint_that_is_down_is_an_outage_that_ends(server, monkeypatch):
+    """Without a token publishing fails in time and says why; once there is one again, it goes on by itself."""
+    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.tokens.RETRY_SECONDS", 0.05)
+    with token_endpoint(lifetime=3600) as endpoint:
+        endpoint.down = True
+        async with PubSubTransport(
+            project="test",
+            endpoint=server.host,
+            roots=CERTIFICATE[1],
+            credentials=user_credentials(endpoint.url),
+            limits=Limits(deadline=0.5),
+        ) as transport:
+            with pytest.raises(BrokerUnavailable, match="no valid access token.*it is down"):
+                await transport.publish(message(1))
+            with pytest.raises(BrokerUnavailable, match="no valid access token.*it is down"):
+                await transport.check(TOPICS)
+            endpoint.down = False
+            async with asyncio.timeout(20):
+                while not transport._publisher._tokens._metadata or transport._publisher._away:
+                    await asyncio.sleep(0.02)
+            assert await transport.publish(message(2))
+    assert [m.data for m in server.messages] == [message(2).data]
