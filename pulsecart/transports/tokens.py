@@ -43,7 +43,6 @@ class Tokens:
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._expiry = datetime.min.replace(tzinfo=UTC)
         self._failure = "none was fetched yet"
-        self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Fetch the first token, or fail to, and go on in the background."""
@@ -52,9 +51,8 @@ class Tokens:
 
     async def aclose(self) -> None:
         """Stop renewing."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        self._renewing.cancel()
+        await asyncio.gather(self._renewing, return_exceptions=True)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
