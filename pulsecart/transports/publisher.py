@@ -4,8 +4,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from importlib.metadata import version
-from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
@@ -13,7 +13,7 @@ import grpc.aio
 from google.api_core import exceptions as google
 from google.pubsub_v1 import PublisherAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
-from google.pubsub_v1.types import PublishRequest, PubsubMessage
+from google.pubsub_v1.types import PublishRequest, PublishResponse, PubsubMessage
 from grpc import StatusCode
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
@@ -60,6 +60,7 @@ DRAIN_SECONDS = 7.0
 """How long what is in flight may take to end when the transport is closed."""
 
 _Request = PublishRequest.pb()
+_Response = PublishResponse.pb()
 _Message = PubsubMessage.pb()
 
 _CHANNEL_OPTIONS = [
@@ -97,8 +98,16 @@ class Publisher:
         tokens: Tokens | None = None,
     ) -> None:
         self._transports = [PublisherGrpcAsyncIOTransport(channel=channel) for channel in channels]
-        # The stubs are typed without the options that every stub takes.
-        self._stubs: list[Any] = [transport.publish for transport in self._transports]
+        # The method as the generated stub calls it, but without its interceptor and its wrapping of messages, which
+        # cost a tenth of a call.
+        self._stubs = [
+            channel.unary_unary(
+                "/google.pubsub.v1.Publisher/Publish",
+                request_serializer=_Request.SerializeToString,
+                response_deserializer=_Response.FromString,
+            )
+            for channel in channels
+        ]
         self._client = PublisherAsyncClient(transport=self._transports[0])
         self._tokens = tokens
         self._project = project
@@ -153,16 +162,13 @@ class Publisher:
     async def _send(self, topic: str, key: str, messages: Sequence[Message], deadline: float) -> Sequence[str]:
         """Send one request until it is confirmed or refused, or the deadline has come; see `lanes.Send`."""
         path = self._path(topic)
-        request = PublishRequest.wrap(
-            _Request(
-                topic=path,
-                messages=[
-                    _Message(data=message.data, attributes=message.attributes, ordering_key=key) for message in messages
-                ],
-            )
+        request = _Request(
+            topic=path,
+            messages=[
+                _Message(data=message.data, attributes=message.attributes, ordering_key=key) for message in messages
+            ],
         )
-        # The generated method adds this header by itself, but costs half as much again as the stub below it.
-        routing = ("x-goog-request-params", f"topic={quote(path, safe='')}")
+        routing = _routing(path)
         # A key keeps to one channel; what has none takes any.
         stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
         started = self._loop.time()
@@ -227,6 +233,12 @@ class Publisher:
 
     def _path(self, topic: str) -> str:
         return f"projects/{self._project}/topics/{topic}"
+
+
+@cache
+def _routing(path: str) -> tuple[str, str]:
+    """Return the header by which Google's front end routes a request."""
+    return "x-goog-request-params", f"topic={quote(path, safe='')}"
 
 
 @asynccontextmanager
