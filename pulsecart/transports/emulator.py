@@ -29,4 +29,5 @@ class EmulatorTransport(RemoteTransport):
     async def _connect(self) -> "Publisher":
         from pulsecart.transports.publisher import Publisher, insecure_channel
 
-        return Publisher([insecure_channel(self._host)], project=self._project, limits=self._limits)
+        channels = [insecure_channel(self._host) for _ in range(2)]
+        return Publisher(channels, project=self._project, limits=self._limits)

@@ -87,7 +87,10 @@ def secure_channel(endpoint: str, roots: bytes | None) -> grpc.aio.Channel:
 
 
 class Publisher:
-    """Publishes to the topics of one project, and watches whether the broker can be reached."""
+    """Publishes to the topics of one project, and watches whether the broker can be reached.
+
+    The first of the channels is for asking, the others are for publishing.
+    """
 
     def __init__(
         self,
@@ -97,18 +100,18 @@ class Publisher:
         limits: Limits,
         tokens: Tokens | None = None,
     ) -> None:
-        self._transports = [PublisherGrpcAsyncIOTransport(channel=channel) for channel in channels]
-        # The method as the generated stub calls it, but without its interceptor and its wrapping of messages, which
-        # cost a tenth of a call.
+        self._channels = channels
+        # The generated client, for all but publishing, has a channel of its own: it puts an interceptor into it, which,
+        # with the wrapping of messages, costs each call a tenth.
         self._stubs = [
             channel.unary_unary(
                 "/google.pubsub.v1.Publisher/Publish",
                 request_serializer=_Request.SerializeToString,
                 response_deserializer=_Response.FromString,
             )
-            for channel in channels
+            for channel in channels[1:]
         ]
-        self._client = PublisherAsyncClient(transport=self._transports[0])
+        self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channels[0]))
         self._tokens = tokens
         self._project = project
         self._deadline = limits.deadline
@@ -156,8 +159,8 @@ class Publisher:
         await asyncio.gather(self._probing, return_exceptions=True)
         if self._tokens is not None:
             await self._tokens.aclose()
-        for transport in self._transports:
-            await transport.close()  # type: ignore[no-untyped-call]
+        for channel in self._channels:
+            await channel.close()
 
     async def _send(self, topic: str, key: str, messages: Sequence[Message], deadline: float) -> Sequence[str]:
         """Send one request until it is confirmed or refused, or the deadline has come; see `lanes.Send`."""
