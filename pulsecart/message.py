@@ -33,10 +33,14 @@ class Message:
     @property
     def size(self) -> int:
         """The bytes that a publish request with this message has at most: what is within the limit here is there."""
-        attributes = sum(
-            len(key.encode()) + len(value.encode()) + _ATTRIBUTE_BYTES for key, value in self.attributes.items()
-        )
-        return len(self.data) + attributes + len(self.ordering_key.encode()) + _ENVELOPE_BYTES
+        size = len(self.data) + _utf8_bytes(self.ordering_key) + _ENVELOPE_BYTES
+        for key, value in self.attributes.items():
+            size += _utf8_bytes(key) + _utf8_bytes(value) + _ATTRIBUTE_BYTES
+        return size
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 @frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 
 import attrs
 
@@ -22,6 +23,11 @@ _BY_USER: Mapping[str, Ordering] = {}
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+@cache
+def _field_names(cls: type[Event]) -> tuple[str, ...]:
+    return tuple(attribute.name for attribute in attrs.fields(cls))
 
 
 class Producer:
@@ -75,8 +81,8 @@ class Producer:
         timestamp = self._clock() if event.timestamp is None else event.timestamp
         enriched = object.__new__(type(event))
         # Copied, since to make it anew would run the class's converters a second time.
-        for attribute in attrs.fields(type(event)):
-            object.__setattr__(enriched, attribute.name, getattr(event, attribute.name))
+        for name in _field_names(type(event)):
+            object.__setattr__(enriched, name, getattr(event, name))
         object.__setattr__(enriched, "timestamp", timestamp.astimezone(UTC))
         if event.event_id is None:
             object.__setattr__(enriched, "event_id", self._new_event_id())
