@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             else:
                 for topic in missing:
                     _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
-            with drain.on_sigterm():
+            async with drain.on_sigterm():
                 yield
 
     routes = [

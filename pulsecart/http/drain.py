@@ -3,8 +3,8 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import FrameType
 
 from pulsecart.ports import Transport
@@ -28,9 +28,9 @@ class Drain:
         self.begun = False
         """Whether the service is about to stop."""
 
-    @contextmanager
-    def on_sigterm(self) -> Iterator[None]:
-        """Go before the server's handler of SIGTERM, where there is one."""
+    @asynccontextmanager
+    async def on_sigterm(self) -> AsyncIterator[None]:
+        """Go before the server's handler of SIGTERM, where there is one, until the end of the block."""
         server_stops = signal.getsignal(signal.SIGTERM)
         if not callable(server_stops) or threading.current_thread() is not threading.main_thread():
             yield
@@ -53,3 +53,5 @@ class Drain:
             yield
         finally:
             signal.signal(signal.SIGTERM, server_stops)
+            if self._closing is not None:
+                await self._closing

@@ -252,5 +252,5 @@ async def _answer(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise BrokerUnavailable(f"the broker did not answer within {seconds:g} s") from None
-    except google.GoogleAPICallError as error:
+    except google.GoogleAPIError as error:
         raise BrokerUnavailable(str(error)) from error
