@@ -3,11 +3,12 @@
 import importlib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
+from itertools import islice
 from typing import Any
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
 from pulsecart.events.base import Event, declared, describe
-from pulsecart.events.faults import nearest, shortened
+from pulsecart.events.faults import MAX_FAULTS, nearest, shortened
 from pulsecart.events.structure import faults, prepare, structure
 
 __all__ = ["ENTRY_POINTS", "Catalog", "load_catalog"]
@@ -55,7 +56,7 @@ class Catalog:
         # Without a class, only the fields that every event has can be judged.
         common = faults(fields, Event, unknown=False)
         if "event_type" not in document:
-            hint = next(filter(None, (nearest("event_type", [name]) for name in fields)), f"; {known}")
+            hint = nearest("event_type", islice(fields, MAX_FAULTS)) or f"; {known}"
             wrong = Fault("/event_type", "missing", f"is required, but missing{hint}")
             raise MissingEventType("The body has no event_type.", [wrong, *common])
         if type(event_type) is not str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -34,6 +35,14 @@ pytestmark = pytest.mark.anyio
 
 JSON = {"Content-Type": "application/json"}
 DEV = Settings(transport="memory")
+
+POST = {  # a request as a server hands it over, for what no client library does
+    "type": "http",
+    "method": "POST",
+    "path": "/events/ingest",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
 
 
 @asynccontextmanager
@@ -230,14 +239,7 @@ async def test_a_body_that_arrives_too_slowly_is_408():
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/events/ingest",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
-    await app(scope, receive, send)
+    await app(POST, receive, send)
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["retryable"] is True
@@ -268,13 +270,6 @@ async def test_a_caller_that_hangs_up_is_no_error(order_json):
     """A connection lost before the body is complete publishes nothing and raises nothing."""
     transport = MemoryTransport()
     app = create_app(DEV, transport=transport)
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/events/ingest",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
     parts = [{"type": "http.disconnect"}, {"type": "http.request", "body": order_json(), "more_body": True}]
 
     async def receive() -> Any:
@@ -282,7 +277,7 @@ async def test_a_caller_that_hangs_up_is_no_error(order_json):
 
     async def send(_message: Any) -> None: ...
 
-    await app(scope, receive, send)
+    await app(POST, receive, send)
     assert transport.messages == []
 
 
@@ -489,6 +484,33 @@ async def test_an_application_opens_and_closes_the_transport_it_is_given():
     async with served(Watched()):
         assert opened == ["opened"]
     assert opened == ["opened", "closed"]
+
+
+async def test_the_application_ends_only_when_the_transport_has_closed():
+    """On SIGTERM the server is told to stop at once, and the application waits for what the transport still does."""
+    stopping, gate = asyncio.Event(), asyncio.Event()
+    closed_by: list[str] = []
+    closed: list[bool] = []
+
+    class Slow(MemoryTransport):
+        async def aclose(self) -> None:
+            if closed_by:
+                return  # a second call has nothing to wait for
+            closed_by.append("the drain")
+            await gate.wait()
+            closed.append(True)
+
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
+    try:
+        app = create_app(DEV, transport=Slow())
+        async with asyncio.timeout(20), app.router.lifespan_context(app):
+            signal.raise_signal(signal.SIGTERM)
+            await stopping.wait()
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.1, gate.set)
+        assert closed == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_application_in_a_thread_leaves_signals_alone():
