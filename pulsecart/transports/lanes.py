@@ -28,6 +28,7 @@ UNORDERED_REQUESTS = 16
 
 
 _DEFAULT = Batching()
+_ENDED = "the transport ended before the broker confirmed"
 
 
 @define(eq=False)
@@ -136,6 +137,8 @@ class Lanes:
     async def drain(self, seconds: float) -> None:
         """Refuse further messages, and let those in flight end. After `seconds`, fail what is left."""
         self._closed = True
+        for lane in self._lanes.values():
+            lane.full.set()  # no more will come that would be worth waiting for
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
@@ -157,11 +160,13 @@ class Lanes:
     async def _serve(self, lane: _Lane) -> None:
         try:
             while lane.waiting:
-                await lane.linger()
+                if not self._closed:
+                    await lane.linger()
                 await self._deliver(lane, lane.take())
         finally:
             lane.requests -= 1
             if not lane.requests:
+                self._fail(lane.take_all(), BrokerUnavailable(_ENDED))  # nothing, unless this task was ended
                 del self._lanes[lane.topic, lane.key]
 
     async def _deliver(self, lane: _Lane, batch: list[_Entry]) -> None:
@@ -183,9 +188,8 @@ class Lanes:
                         return
                 parts.pop()
         except BaseException:
-            failed = BrokerUnavailable("the transport ended before the broker confirmed")
-            for left in [*reversed(parts), lane.take_all()]:
-                self._fail(left, failed)
+            for left in reversed(parts):
+                self._fail(left, BrokerUnavailable(_ENDED))
             raise
 
     async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> PublishError | None:

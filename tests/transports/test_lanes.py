@@ -3,9 +3,9 @@ import contextvars
 
 import pytest
 
-from pulsecart import BrokerUnavailable, Limits, MessageRefused, TransportClosed
+from pulsecart import Batching, BrokerUnavailable, Limits, MessageRefused, TransportClosed
 from pulsecart.transports.lanes import Lanes
-from tests.transports.contract import message
+from tests.transports.contract import TOPICS, message
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +87,39 @@ async def test_after_draining_nothing_is_taken():
     await lanes.drain(1)
     with pytest.raises(TransportClosed):
         await lanes.publish(message(1))
+
+
+async def test_draining_does_not_wait_for_others_to_come():
+    """A message that lingers for a batch is sent at once when the lanes are drained, and what waits behind it too."""
+    gate, sent = asyncio.Event(), []
+
+    async def send(_topic, _key, messages, _deadline):
+        sent.append(len(messages))
+        await gate.wait()
+        return ["1"] * len(messages)
+
+    lanes = Lanes(send, Limits(batching={TOPICS[0]: Batching(max_messages=2, max_latency=10)}))
+    tasks = [asyncio.create_task(lanes.publish(message(n))) for n in range(3)]
+    lingering = asyncio.create_task(lanes.publish(message(1, "other")))
+    while not sent:
+        await asyncio.sleep(0)
+    draining = asyncio.create_task(lanes.drain(60))
+    await asyncio.sleep(0)
+    gate.set()
+    async with asyncio.timeout(8):
+        await draining
+        await asyncio.gather(*tasks, lingering)
+    assert sorted(sent) == [1, 1, 2]
+
+
+async def test_ending_the_lanes_leaves_no_caller_waiting():
+    """Whatever a task is doing when it is ended, even waiting for others to come, its callers are told."""
+    lanes = Lanes(lambda *_: None, Limits(batching={TOPICS[0]: Batching(max_latency=10)}))
+    publishing = asyncio.create_task(lanes.publish(message(1)))
+    while not lanes._tasks:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for task in lanes._tasks:
+        task.cancel()
+    with pytest.raises(BrokerUnavailable, match="ended before"):
+        await publishing
