@@ -211,6 +211,9 @@ class Publisher:
             try:
                 async with _answer(PROBE_TIMEOUT):
                     await self._exists(self._probed_topic)
+                    if self._away:
+                        # What publishes has connections of its own, and each may still wait before it tries again.
+                        await asyncio.gather(*(channel.channel_ready() for channel in self._channels[1:]))
             except BrokerUnavailable as error:
                 misses += 1
                 # One answer may be lost; and what publishes is not away.
