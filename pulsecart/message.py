@@ -33,14 +33,13 @@ class Message:
     @property
     def size(self) -> int:
         """The bytes that a publish request with this message has at most: what is within the limit here is there."""
-        size = len(self.data) + _utf8_bytes(self.ordering_key) + _ENVELOPE_BYTES
-        for key, value in self.attributes.items():
-            size += _utf8_bytes(key) + _utf8_bytes(value) + _ATTRIBUTE_BYTES
-        return size
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+        texts = self.ordering_key + "".join(self.attributes) + "".join(self.attributes.values())
+        return (
+            len(self.data)
+            + (len(texts) if texts.isascii() else len(texts.encode()))
+            + _ATTRIBUTE_BYTES * len(self.attributes)
+            + _ENVELOPE_BYTES
+        )
 
 
 @frozen(kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -19,6 +19,8 @@ from pulsecart.ports import Clock, IdFactory, Transport
 __all__ = ["Producer"]
 
 
+EventT = TypeVar("EventT", bound=Event)
+
 _BY_USER: Mapping[str, Ordering] = {}
 
 
@@ -27,6 +29,14 @@ def _now() -> datetime:
 
 
 _fields: Callable[[type], tuple["attrs.Attribute[Any]", ...]] = cache(attrs.fields)
+
+
+def _copy(event: EventT) -> EventT:
+    """Return an event with the same values. To make it anew would run its class's converters a second time."""
+    copy = object.__new__(type(event))
+    for attribute in _fields(type(event)):
+        object.__setattr__(copy, attribute.name, getattr(event, attribute.name))
+    return copy
 
 
 class Producer:
@@ -60,7 +70,8 @@ class Producer:
         Returns once the broker has confirmed. Raises an `EventError` where the event is at fault,
         and a `PublishError` where it could not be published.
         """
-        event = self._enriched(self.catalog.structure(codec.decode(raw)))
+        event = self.catalog.structure(codec.decode(raw))
+        self._enrich(event)
         return await self._publish(event, codec.encode(event))
 
     async def publish(self, event: Event) -> Receipt:
@@ -70,25 +81,21 @@ class Producer:
         """
         if "event_type" not in type(event).__dict__:
             raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
-        event = self._enriched(event)
+        event = _copy(event)
+        self._enrich(event)
         data = codec.encode(event)
         codec.require_sound(event, data)
         return await self._publish(event, data)
 
-    def _enriched(self, event: Event) -> Event:
-        """Return the event with an id, and a timestamp in UTC. What the caller gave is kept."""
+    def _enrich(self, event: Event) -> None:
+        """Give an event that nobody else holds an id, and a timestamp in UTC. What the caller gave is kept."""
         timestamp = self._clock() if event.timestamp is None else event.timestamp
-        enriched = object.__new__(type(event))
-        # Copied, since to make it anew would run the class's converters a second time.
-        for attribute in _fields(type(event)):
-            object.__setattr__(enriched, attribute.name, getattr(event, attribute.name))
-        object.__setattr__(enriched, "timestamp", timestamp.astimezone(UTC))
+        object.__setattr__(event, "timestamp", timestamp.astimezone(UTC))
         if event.event_id is None:
-            object.__setattr__(enriched, "event_id", self._new_event_id())
-        return enriched
+            object.__setattr__(event, "event_id", self._new_event_id())
 
     async def _publish(self, event: Event, data: bytes) -> Receipt:
-        assert event.event_id is not None  # for the type checker: _enriched() gave it one
+        assert event.event_id is not None  # for the type checker: _enrich() gave it one
         message = Message(
             topic=event.topic,
             data=data,

@@ -34,6 +34,17 @@ def decode(raw: bytes) -> dict[str, Any]:
 
     Raises `MalformedBody` where it is none, or where reading it would lose something.
     """
+    document = _read(raw)
+    if repeated := _repeated_names(raw, document):
+        raise MalformedBody(
+            "The body names a field twice, and only one value could be kept.",
+            [Fault(below("", name), "duplicate", "is there more than once") for name in repeated[:MAX_FAULTS]],
+        )
+    return document
+
+
+def _read(raw: bytes) -> dict[str, Any]:
+    """Read one JSON object, whose names may repeat."""
     try:
         document = _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, DecimalException, RecursionError) as error:
@@ -43,11 +54,6 @@ def decode(raw: bytes) -> dict[str, Any]:
     # Fewer brackets than levels allowed: no need to look.
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper(document, MAX_DEPTH):
         raise MalformedBody(_TOO_DEEP)
-    if repeated := _repeated_names(raw, document):
-        raise MalformedBody(
-            "The body names a field twice, and only one value could be kept.",
-            [Fault(below("", name), "duplicate", "is there more than once") for name in repeated[:MAX_FAULTS]],
-        )
     return document
 
 
@@ -73,7 +79,7 @@ def require_sound(event: Event, data: bytes) -> None:
     ):
         raise InvalidEvent("The event holds numbers that JSON cannot carry.", lost)
     try:
-        document = decode(data)
+        document = _read(data)  # an event's own names cannot repeat
     except MalformedBody as error:
         raise InvalidEvent(f"The event's JSON could not be read: {error.detail}", error.faults) from None
     del document["event_type"]

@@ -110,8 +110,11 @@ class Lanes:
         """When the message that is outstanding longest was admitted, in the loop's time."""
         return next(iter(self._outstanding)).admitted if self._outstanding else None
 
-    async def publish(self, message: Message) -> str:
-        """Publish one message; see `Transport.publish`."""
+    def publish(self, message: Message) -> "asyncio.Future[str]":
+        """Admit one message. The future has its message id once the broker has it, or a `PublishError`.
+
+        Raises `TransportClosed` or `Overloaded`. It is no coroutine: each costs every message time.
+        """
         if self._closed:
             raise TransportClosed("the transport is closed")
         size = message.size
@@ -132,7 +135,7 @@ class Lanes:
         lane.add(entry)
         if not lane.requests or (not lane.key and lane.is_full and lane.requests < UNORDERED_REQUESTS):
             self._start(lane)
-        return await entry.confirmed
+        return entry.confirmed
 
     async def drain(self, seconds: float) -> None:
         """Refuse further messages, and let those in flight end. After `seconds`, fail what is left."""

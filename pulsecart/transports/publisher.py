@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
@@ -13,7 +14,7 @@ import grpc.aio
 from google.api_core import exceptions as google
 from google.pubsub_v1 import PublisherAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
-from google.pubsub_v1.types import PublishRequest, PublishResponse, PubsubMessage
+from google.pubsub_v1.types import PublishRequest, PublishResponse
 from grpc import StatusCode
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
@@ -61,7 +62,6 @@ DRAIN_SECONDS = 7.0
 
 _Request = PublishRequest.pb()
 _Response = PublishResponse.pb()
-_Message = PubsubMessage.pb()
 
 _CHANNEL_OPTIONS = [
     ("grpc.primary_user_agent", f"pulsecart/{version('pulsecart')}"),
@@ -125,11 +125,11 @@ class Publisher:
         self._suspicion = asyncio.Event()
         self._probing = asyncio.create_task(self._probe())
 
-    async def publish(self, message: Message) -> str:
-        """Publish one message; see `Transport.publish`."""
+    def publish(self, message: Message) -> "asyncio.Future[str]":
+        """Admit one message; see `Lanes.publish`."""
         if self._away:
             raise BrokerUnavailable(f"the broker is away: {self._away}")
-        return await self._lanes.publish(message)
+        return self._lanes.publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that are missing; see `Transport.check`."""
@@ -165,12 +165,7 @@ class Publisher:
     async def _send(self, topic: str, key: str, messages: Sequence[Message], deadline: float) -> Sequence[str]:
         """Send one request until it is confirmed or refused, or the deadline has come; see `lanes.Send`."""
         path = self._path(topic)
-        request = _Request(
-            topic=path,
-            messages=[
-                _Message(data=message.data, attributes=message.attributes, ordering_key=key) for message in messages
-            ],
-        )
+        request = _request(path, key, messages)
         routing = _routing(path)
         # A key keeps to one channel; what has none takes any.
         stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
@@ -239,6 +234,16 @@ class Publisher:
 
     def _path(self, topic: str) -> str:
         return f"projects/{self._project}/topics/{topic}"
+
+
+def _request(path: str, key: str, messages: Sequence[Message]) -> Any:
+    request = _Request(topic=path)
+    add = request.messages.add
+    for message in messages:
+        attributes = add(data=message.data, ordering_key=key).attributes
+        for name, value in message.attributes.items():
+            attributes[name] = value  # as update() does, but for a third less time
+    return request
 
 
 @cache

@@ -51,7 +51,7 @@ async def test_a_caller_that_gives_up_while_all_else_fails():
         raise BrokerUnavailable("test")
 
     lanes = Lanes(refuse, Limits())
-    tasks = [asyncio.create_task(lanes.publish(message(n))) for n in range(3)]
+    tasks = [asyncio.ensure_future(lanes.publish(message(n))) for n in range(3)]
     await entered.wait()
     tasks[0].cancel()
     tasks[2].cancel()
@@ -99,8 +99,8 @@ async def test_draining_does_not_wait_for_others_to_come():
         return ["1"] * len(messages)
 
     lanes = Lanes(send, Limits(batching={TOPICS[0]: Batching(max_messages=2, max_latency=10)}))
-    tasks = [asyncio.create_task(lanes.publish(message(n))) for n in range(3)]
-    lingering = asyncio.create_task(lanes.publish(message(1, "other")))
+    tasks = [asyncio.ensure_future(lanes.publish(message(n))) for n in range(3)]
+    lingering = asyncio.ensure_future(lanes.publish(message(1, "other")))
     while not sent:
         await asyncio.sleep(0)
     draining = asyncio.create_task(lanes.drain(60))
@@ -115,7 +115,7 @@ async def test_draining_does_not_wait_for_others_to_come():
 async def test_ending_the_lanes_leaves_no_caller_waiting():
     """Whatever a task is doing when it is ended, even waiting for others to come, its callers are told."""
     lanes = Lanes(lambda *_: None, Limits(batching={TOPICS[0]: Batching(max_latency=10)}))
-    publishing = asyncio.create_task(lanes.publish(message(1)))
+    publishing = asyncio.ensure_future(lanes.publish(message(1)))
     while not lanes._tasks:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
