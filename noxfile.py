@@ -45,7 +45,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    session.install("-e", ".", *group("test"), *group("types"))
+    session.install("-e", ".", *group("test"), *group("types"), *group("bench"))
     session.run("mypy")
 
 
@@ -107,6 +107,13 @@ def package(session: nox.Session) -> None:
             session.chdir(folder)
             session.run(str(empty / "bin/python"), str(example), external=True)
             session.run(str(empty / "bin/pulsecart"), "--version", external=True)
+
+
+@nox.session(python=NEWEST, default=False)
+def bench(session: nox.Session) -> None:
+    """The benchmark: pulsecart beside the least that its work can cost. Writes benchmarks/results.md."""
+    session.install(".", *group("test"), *group("bench"))
+    session.run("python", "-m", "benchmarks.run", *session.posargs)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""pulsecart measured; see run.py."""

@@ -1,0 +1,100 @@
+"""pulsecart without HTTP: `library.py [USERS]` prints one line of JSON.
+
+Unordered, 100 messages a request, from this process to the broker at PUBSUB_EMULATOR_HOST. Then events of so many
+distinct users, ordered by user, with resident memory before and after.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import psutil
+import uvloop
+
+from pulsecart import Batching, Limits, Message, Producer, unordered
+from pulsecart.events import OrderPlaced
+from pulsecart.transports import EmulatorTransport
+
+MESSAGES = 20_000
+CALLERS, AT_ONCE = 8, 200
+"""Each caller awaits this many publishes at once, then the next: so many are in flight."""
+
+TOPIC = OrderPlaced.topic
+
+
+def ready_messages() -> list[Message]:
+    """Return messages of the size of an order."""
+    data = b'{"event_type":"order.placed","user_id":"user-1","order_id":"order-1","payload":{"note":"%b"}}' % (
+        b"x" * 150
+    )
+    return [
+        Message(topic=TOPIC, data=data, attributes={"event_type": "order.placed", "event_id": f"evt_{number:032x}"})
+        for number in range(MESSAGES)
+    ]
+
+
+def events() -> list[OrderPlaced]:
+    """Return orders, each by another user."""
+    return [
+        OrderPlaced(user_id=f"user-{number}", order_id="order-1", payload={"total": number, "note": "x" * 100})
+        for number in range(MESSAGES)
+    ]
+
+
+async def rate(publish: Callable[[Any], Awaitable[object]], items: list[Any]) -> dict[str, float]:
+    """Publish all, and return how many a second, by the clock and by this process's CPU time."""
+
+    async def call(part: list[Any]) -> None:
+        for start in range(0, len(part), AT_ONCE):
+            await asyncio.gather(*map(publish, part[start : start + AT_ONCE]))
+
+    clock, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(call(items[first::CALLERS]) for first in range(CALLERS)))
+    return {
+        "per_second": len(items) / (time.perf_counter() - clock),
+        "cpu_us": (time.process_time() - cpu) / len(items) * 1e6,
+    }
+
+
+def resident_mb() -> float:
+    """Return this process's resident memory."""
+    gc.collect()
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+async def publish_distinct(producer: Producer, users: Iterator[int]) -> None:
+    """Publish one event of each user, one after another."""
+    for user in users:
+        await producer.publish(OrderPlaced(user_id=f"distinct-{user}", order_id="order-1", payload={"total": 1}))
+
+
+async def main(users: int) -> None:
+    """Measure, and print."""
+    limits = Limits(max_messages=2 * MESSAGES, max_bytes=10**9, batching={TOPIC: Batching(max_messages=100)})
+    host = os.environ["PUBSUB_EMULATOR_HOST"]
+    async with EmulatorTransport(project="pulsecart-dev", host=host, limits=limits) as transport:
+        messages, orders = ready_messages(), events()
+        producer = Producer(transport, ordering={TOPIC: unordered})
+        await rate(transport.publish, messages[:2000])
+        result: dict[str, Any] = {
+            "transport": await rate(transport.publish, messages),
+            "producer": await rate(producer.publish, orders),
+        }
+        del messages, orders
+        if users:
+            producer, numbers = Producer(transport), iter(range(users + 10_000))
+            await asyncio.gather(*(publish_distinct(producer, islice(numbers, 100)) for _ in range(100)))
+            result["before_mb"] = resident_mb()
+            await asyncio.gather(*(publish_distinct(producer, numbers) for _ in range(64)))
+            result["after_mb"] = resident_mb()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
