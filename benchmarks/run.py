@@ -249,17 +249,15 @@ def machine() -> list[str]:
     """Say what this was measured on."""
     packages = ["pulsecart", "uvicorn", "starlette", "grpcio", "google-cloud-pubsub", "msgspec", "cattrs"]
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return [
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores for all; "
-        + f"Python {platform.python_version()}, {versions}.",
-    ]
+    where = f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores for all"
+    return [f"{where}; Python {platform.python_version()}, {versions}."]
 
 
 PREFACE = f"""# Benchmark
 
 Made by `nox -s bench`. Each figure is a median over rounds, with its range. CPU time per event is that of the service
-alone. The broker is the tests' strict Pub/Sub server, which waits {BROKER_LATENCY * 1e3:g} ms before each answer; events
-are orders of about 400 bytes by 1000 users.
+alone. The broker is the tests' strict Pub/Sub server, which waits {BROKER_LATENCY * 1e3:g} ms before each
+answer; events are orders of about 400 bytes by 1000 users.
 
 What it does not show: a network, TLS, Google's own front end, and more than a few cores. Throughput and latency here
 are those of a machine that also runs broker and load generator; the ratios are what carries over.
