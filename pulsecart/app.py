@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -12,11 +13,12 @@ from pulsecart.events import load_catalog
 from pulsecart.http.dev import messages
 from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
-from pulsecart.http.ingest import ingest
+from pulsecart.http.ingest import ROUTE, ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
 from pulsecart.ports import Transport
 from pulsecart.producer import Producer
 from pulsecart.settings import Settings, load_settings
+from pulsecart.telemetry import export, logs
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
 
 __all__ = ["create_app"]
@@ -35,7 +37,12 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     transport = _make_transport(settings) if transport is None else transport
     catalog = load_catalog(settings.events)
     settings.require_topics(catalog.topics)
-    producer = Producer(transport, catalog=catalog, ordering=settings.orderings)
+    producer = Producer(
+        transport, catalog=catalog, ordering=settings.orderings, traces_keys=settings.personal_data == "true"
+    )
+    if not structlog.is_configured():
+        logs.configure(settings.log_level, settings.project)
+    event_log = logs.EventLog()
 
     drain = Drain(transport, settings.drain_delay)
 
@@ -54,7 +61,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with transport:
+        async with export.exporting(), transport:
             try:
                 missing = await check_topics()
             except BrokerUnavailable as error:
@@ -65,12 +72,14 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
                     _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
             async with drain.on_sigterm():
                 yield
+            event_log.flush()
 
     routes = [
         Route(
-            "/events/ingest",
+            ROUTE,
             ingest(
                 producer,
+                event_log,
                 max_body_bytes=settings.max_body_bytes,
                 max_reading_bytes=settings.max_bytes,
                 body_timeout=settings.body_timeout,

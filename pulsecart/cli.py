@@ -7,11 +7,14 @@ from pathlib import Path
 
 import attrs
 import click
+import structlog
 
 from pulsecart.errors import DefinitionError, SettingsError
 from pulsecart.events import load_catalog
+from pulsecart.ids import made_at, trace_id_of
 from pulsecart.server import run
-from pulsecart.settings import Settings, load_settings
+from pulsecart.settings import Settings, load_setting, load_settings
+from pulsecart.telemetry import logs
 
 __all__ = ["main"]
 
@@ -55,8 +58,27 @@ def serve(**options: str | None) -> None:
         raise click.UsageError("\n  ".join(["the settings do not work:", *error.problems])) from None
     except DefinitionError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(_banner(settings), err=True)
+    logs.configure(settings.log_level, settings.project)
+    structlog.get_logger("pulsecart").info(_banner(settings))
     run(settings)
+
+
+@main.command()
+@click.argument("event_id")
+def trace(event_id: str) -> None:
+    """Print the trace id of an event, when its id was made, and where to see the trace.
+
+    The time is there for ids that pulsecart made, the link where PULSECART_TRACE_URL (or .env) has a template.
+    """
+    click.echo(trace_id_of(event_id))
+    if made := made_at(event_id):
+        click.echo(f"made {made.isoformat(timespec='milliseconds').replace('+00:00', 'Z')}")
+    try:
+        template = load_setting("trace_url")
+    except SettingsError as error:
+        raise click.UsageError("\n  ".join(["the settings do not work:", *error.problems])) from None
+    if template:
+        click.echo(template.replace("{trace_id}", trace_id_of(event_id)))
 
 
 def _banner(settings: Settings) -> str:

@@ -87,6 +87,8 @@ class EventError(PulsecartError):
         super().__init__(detail)
         self.detail = detail
         self.faults = tuple(faults)
+        self.event_type = ""
+        """The event's type, where it is one that there is; the producer fills it in."""
 
     def __str__(self) -> str:
         return "\n".join([self.detail, *map(str, self.faults)])
@@ -121,7 +123,7 @@ class PublishError(PulsecartError):
 
     `event_id` and `timestamp` are those the event was to be published under: send them along when
     trying again, so that consumers see a duplicate as one. A transport raises a new instance for
-    each message; the producer fills both in.
+    each message; the producer fills them in.
     """
 
     retryable = True
@@ -130,8 +132,13 @@ class PublishError(PulsecartError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
+        self.error_type = type(self).__name__
+        """What happened, in one word of few, for telemetry: the broker's gRPC status where there is one."""
+        self.event_type = self.topic = ""
         self.event_id: str | None = None
         self.timestamp: datetime | None = None
+        self.traceparent = ""
+        """The event's trace context; empty where nobody traces, or the event did not come so far."""
 
 
 class MessageRefused(PublishError):

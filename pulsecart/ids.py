@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import time
+from datetime import UTC, datetime, timedelta
 
-__all__ = ["new_event_id", "trace_id_of"]
+__all__ = ["made_at", "new_event_id", "trace_id_of"]
 
 _OURS = re.compile(r"evt_([0-9a-f]{12}0[0-9a-f]{19})")
 _NO_TRACE = "0" * 32  # W3C Trace Context, 3.2.2.3: all zero is not a trace id
@@ -33,3 +34,14 @@ def trace_id_of(event_id: str) -> str:
     if match and match[1] != _NO_TRACE:
         return match[1]
     return hashlib.sha256(event_id.encode()).hexdigest()[:32]
+
+
+def made_at(event_id: str) -> datetime | None:
+    """Return when an event id of ours was made, to the millisecond; None for another form, or a time past year 9999."""
+    match = _OURS.fullmatch(event_id)
+    if not match or match[1] == _NO_TRACE:
+        return None
+    try:
+        return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=int(match[1][:12], 16))
+    except OverflowError:
+        return None

@@ -54,3 +54,8 @@ class Receipt:
     """The event's OpenTelemetry trace id, 32 lowercase hex digits."""
 
     topic: str
+
+    event_type: str = ""
+
+    traceparent: str = ""
+    """The trace context that the message carries (W3C Trace Context); empty where nobody traces."""

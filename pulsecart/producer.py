@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from pulsecart.errors import InvalidEvent, MessageTooLarge, PublishError
+from pulsecart.errors import EventError, InvalidEvent, MessageTooLarge, PublishError
 from pulsecart.events import codec
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
@@ -15,6 +15,7 @@ from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.message import MAX_MESSAGE_BYTES, Message, Receipt
 from pulsecart.ordering import Ordering, by_user
 from pulsecart.ports import Clock, IdFactory, Transport
+from pulsecart.telemetry import metrics, tracing
 
 __all__ = ["Producer"]
 
@@ -45,7 +46,7 @@ class Producer:
     Keeps no state of its own: one instance serves any number of tasks of one event loop.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a caller may replace)
         self,
         transport: Transport,
         *,
@@ -53,16 +54,19 @@ class Producer:
         clock: Clock = _now,
         new_event_id: IdFactory = new_event_id,
         ordering: Mapping[str, Ordering] = _BY_USER,
+        traces_keys: bool = False,
     ) -> None:
         """Use a transport (already open, or opened later), and a catalog (default: `load_catalog()`).
 
-        `ordering` is by topic; a topic that is not named is ordered by user.
+        `ordering` is by topic; a topic that is not named is ordered by user. With `traces_keys` the ordering key,
+        which may be personal data, is an attribute of the event's span.
         """
         self.catalog = load_catalog() if catalog is None else catalog
         self._transport = transport
         self._clock = clock
         self._new_event_id = new_event_id
         self._ordering = ordering
+        self._traces_keys = traces_keys
 
     async def ingest(self, raw: bytes) -> Receipt:
         """Publish the event that a JSON object, in UTF-8, describes.
@@ -70,9 +74,18 @@ class Producer:
         Returns once the broker has confirmed. Raises an `EventError` where the event is at fault,
         and a `PublishError` where it could not be published.
         """
-        event = self.catalog.structure(codec.decode(raw))
-        self._enrich(event)
-        return await self._publish(event, codec.encode(event))
+        event_type = metrics.OTHER
+        try:
+            document = codec.decode(raw)
+            event_type = self._label(document.get("event_type"))
+            event = self.catalog.structure(document)
+            self._enrich(event)
+            data = codec.encode(event)
+        except EventError as error:
+            error.event_type = "" if event_type == metrics.OTHER else event_type
+            metrics.event_ended(event_type, "invalid", type(error).__name__)
+            raise
+        return await self._publish(event, data)
 
     async def publish(self, event: Event) -> Receipt:
         """Publish an event made in Python, by the same rules. Its class need not be in the catalog.
@@ -83,9 +96,17 @@ class Producer:
             raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
         event = _copy(event)
         self._enrich(event)
-        data = codec.encode(event)
-        codec.require_sound(event, data)
+        try:
+            data = codec.encode(event)
+            codec.require_sound(event, data)
+        except EventError as error:
+            metrics.event_ended(event.event_type, "invalid", type(error).__name__)
+            raise
         return await self._publish(event, data)
+
+    def _label(self, event_type: object) -> str:
+        """Return an event type as it may stand in a metric: one of those that there are."""
+        return event_type if isinstance(event_type, str) and event_type in self.catalog.event_types else metrics.OTHER
 
     def _enrich(self, event: Event) -> None:
         """Give an event that nobody else holds an id, and a timestamp in UTC. What the caller gave is kept."""
@@ -96,22 +117,46 @@ class Producer:
 
     async def _publish(self, event: Event, data: bytes) -> Receipt:
         assert event.event_id is not None  # for the type checker: _enrich() gave it one
+        key = self._ordering.get(event.topic, by_user)(event.user_id)
+        span = tracing.start_create(event, key if self._traces_keys else "")
+        context = span.get_span_context()
         message = Message(
             topic=event.topic,
             data=data,
-            attributes={"event_type": event.event_type, "event_id": event.event_id},
-            ordering_key=self._ordering.get(event.topic, by_user)(event.user_id),
+            attributes={
+                "event_type": event.event_type,
+                "event_id": event.event_id,
+                **tracing.propagated(context),
+            },
+            ordering_key=key,
         )
-        if message.size > MAX_MESSAGE_BYTES:
-            raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
+        outcome, error_type = "abandoned", ""  # unless it comes to an end of its own
         try:
-            message_id = await self._transport.publish(message)
-        except PublishError as error:
-            error.event_id, error.timestamp = event.event_id, event.timestamp
+            if message.size > MAX_MESSAGE_BYTES:
+                raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
+            with tracing.within_span(span):
+                message_id = await self._transport.publish(message)
+            outcome = "published"
+        except (EventError, PublishError) as error:
+            outcome, error_type = "invalid", type(error).__name__
+            error.event_type = event.event_type
+            if isinstance(error, PublishError):
+                outcome, error_type = "failed", error.error_type
+                error.event_id, error.timestamp, error.topic = event.event_id, event.timestamp, event.topic
+                error.traceparent = tracing.traceparent(context)
             raise
+        finally:
+            metrics.event_ended(event.event_type, outcome, error_type)
+            if outcome != "published":
+                tracing.fail(span, error_type or outcome)
+                span.end()
+        span.set_attribute("messaging.message.id", message_id)
+        span.end()
         return Receipt(
             event_id=event.event_id,
             message_id=message_id,
             trace_id=trace_id_of(event.event_id),
             topic=event.topic,
+            event_type=event.event_type,
+            traceparent=tracing.traceparent(context),
         )

@@ -6,16 +6,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from copy import deepcopy
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pulsecart.app import create_app
 from pulsecart.settings import Settings
+from pulsecart.telemetry.logs import standard_logging
 
 __all__ = ["application", "run"]
 
@@ -39,7 +38,7 @@ def run(settings: Settings) -> None:
         ws="none",
         access_log=False,
         server_header=False,
-        log_config=_log_config(),
+        log_config=standard_logging(settings.log_level, settings.project),
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
@@ -76,10 +75,3 @@ class HttpProtocol(HttpToolsProtocol):
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"\r\nx-offer:", head) + end + rest
         super().data_received(data)
-
-
-def _log_config() -> dict[str, Any]:
-    """Return uvicorn's logging, with our lines in the same form."""
-    config = deepcopy(LOGGING_CONFIG)
-    config["loggers"]["pulsecart"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
-    return config

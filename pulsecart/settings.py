@@ -18,7 +18,7 @@ from pulsecart.limits import Batching, Limits
 from pulsecart.message import MAX_MESSAGE_BYTES
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 
-__all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings", "load_settings"]
+__all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings", "load_setting", "load_settings"]
 
 TRANSPORTS = ("memory", "emulator", "pubsub")
 _DEV_PROJECT = "pulsecart-dev"
@@ -102,6 +102,13 @@ def _batching(text: str) -> dict[str, Batching] | str:
         except ValueError:
             return text
     return found
+
+
+def _has_trace_id(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
+    if value and not re.fullmatch(r"https?://[^{}]*\{trace_id\}[^{}]*", value):
+        _refuse(
+            setting, f"a URL with {{trace_id}} in it, such as http://localhost:16686/trace/{{trace_id}}, not {value!r}"
+        )
 
 
 def _is_batching(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) -> None:
@@ -219,6 +226,25 @@ class Settings:
         validator=_is_ordering,
         shown="user for every topic",
     )
+    log_level: str = _setting(
+        "PULSECART_LOG_LEVEL",
+        "Log lines of this level and above: debug, info (a line for each event), warning or error.",
+        default="info",
+        validator=_one_of("debug", "info", "warning", "error"),
+    )
+    personal_data: str = _setting(
+        "PULSECART_PERSONAL_DATA",
+        "Whether the ordering key, which by default is the user id, stands in spans: true or false.",
+        default="false",
+        validator=_one_of("true", "false"),
+    )
+    trace_url: str = _setting(
+        "PULSECART_TRACE_URL",
+        "Where pulsecart trace finds a trace, with {trace_id} in its place.",
+        default="",
+        validator=_has_trace_id,
+        shown="none",
+    )
     batching: Mapping[str, Batching] = _setting(
         "PULSECART_BATCHING",
         "How events share requests, by topic: topic=messages:bytes:milliseconds, separated by commas.",
@@ -324,13 +350,30 @@ def load_settings() -> Settings:
 
     Raises `SettingsError`.
     """
+    _load_env_file()
+    return Settings.from_environment(os.environ)
+
+
+def load_setting(name: str) -> Any:
+    """Read one setting likewise, whatever the others are. Raises `SettingsError`."""
+    _load_env_file()
+    setting = attrs.fields_dict(Settings)[name]
+    text = os.environ.get(setting.metadata["variable"])
+    if not text:
+        return setting.default
+    value = setting.metadata["parse"](text)
+    if setting.validator:
+        setting.validator(None, setting, value)
+    return value
+
+
+def _load_env_file() -> None:
     # The directory is named, since python-dotenv would otherwise look in all its parents too.
     file = Path.cwd() / ".env"
     try:
         load_dotenv(file, override=False)
     except UnicodeDecodeError as error:
         raise SettingsError([f"{file} is not UTF-8: {error}"]) from None
-    return Settings.from_environment(os.environ)
 
 
 _NOT_IMPLIED = (

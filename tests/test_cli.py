@@ -118,7 +118,8 @@ def test_it_starts_without_its_broker_and_says_so(tmp_path):
         host = f"127.0.0.1:{free.getsockname()[1]}"
     with serving("--project", "shop", "--emulator-host", host, "--publish-deadline", "0.5", cwd=tmp_path) as served:
         assert f"publishes to the Pub/Sub emulator at {host}, project shop" in served.output
-        assert "WARNING:  The broker is not available yet" in served.output
+        assert '"severity":"WARNING"' in served.output
+        assert "The broker is not available yet" in served.output
         assert httpx.get(f"{served.url}/readyz").status_code == 503
         assert httpx.get(f"{served.url}/livez").status_code == 200
         refused = httpx.post(f"{served.url}/events/ingest", json=ORDER)

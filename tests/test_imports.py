@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-HEAVY = ("starlette", "uvicorn", "click", "dotenv", "google", "grpc")
+HEAVY = ("starlette", "uvicorn", "click", "dotenv", "google", "grpc", "structlog", "opentelemetry.sdk")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -33,7 +33,7 @@ def test_the_service_on_memory_does_not_load_google():
         "from pulsecart.app import create_app\nfrom pulsecart.settings import Settings\n"
         "create_app(Settings(transport='memory'))"
     )
-    assert not loaded_by(statement) & {"google", "grpc", "uvicorn"}
+    assert not loaded_by(statement) & {"google", "grpc", "uvicorn", "opentelemetry.sdk"}
 
 
 def test_an_unknown_transport_is_an_attribute_error():

@@ -36,6 +36,9 @@ def test_with_nothing_set_it_is_memory_on_this_machine():
         "drain_delay": 0.0,
         "max_messages": 10_000,
         "max_bytes": 100_000_000,
+        "log_level": "info",
+        "personal_data": "false",
+        "trace_url": "",
         "ordering": {},
         "batching": {"pulsecart.user-actions": {"max_messages": 100, "max_bytes": 1_048_576, "max_latency": 0.05}},
     }

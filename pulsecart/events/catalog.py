@@ -1,7 +1,7 @@
 """The catalog: which event types there are, and the class of each."""
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.metadata import entry_points
 from itertools import islice
 from typing import Any
@@ -37,6 +37,11 @@ class Catalog:
 
     def __iter__(self) -> Iterator[type[Event]]:
         return iter(self._classes.values())
+
+    @property
+    def event_types(self) -> Collection[str]:
+        """The types that there are."""
+        return self._classes.keys()
 
     @property
     def topics(self) -> list[str]:

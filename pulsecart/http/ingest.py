@@ -2,23 +2,30 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 import msgspec
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from pulsecart.errors import Overloaded
-from pulsecart.http.problems import Problem, ProblemError
+from pulsecart.errors import BrokerRefused, EventError, Overloaded, PublishError
+from pulsecart.http.problems import Problem, ProblemError, problem_of
+from pulsecart.message import Receipt
 from pulsecart.producer import Producer
+from pulsecart.telemetry import metrics, tracing
+from pulsecart.telemetry.logs import EventLog
 
 __all__ = ["ingest"]
 
 
+ROUTE = "/events/ingest"
+
+
 def ingest(
-    producer: Producer, *, max_body_bytes: int, max_reading_bytes: int, body_timeout: float
+    producer: Producer, log: EventLog, *, max_body_bytes: int, max_reading_bytes: int, body_timeout: float
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint.
+    """Return the endpoint. How each event ends is logged.
 
     A body may have `max_body_bytes` and take `body_timeout` seconds to arrive; all that are being
     read at a time may have `max_reading_bytes`, over which a further one is refused.
@@ -26,17 +33,54 @@ def ingest(
     bodies = _Bodies(max_body_bytes, max_reading_bytes, body_timeout)
 
     async def endpoint(request: Request) -> Response:
-        _require_json(request.headers)
-        receipt = await producer.ingest(await bodies.read(request))
-        answer = {
-            "status": "accepted",
-            "event_id": receipt.event_id,
-            "message_id": receipt.message_id,
-            "trace_id": receipt.trace_id,
-        }
-        return Response(msgspec.json.encode(answer), 202, media_type="application/json")
+        scheme = request.scope.get("scheme", "http")
+        started = perf_counter()
+        span, context = tracing.start_request("POST", ROUTE, ROUTE, scheme, request.headers)
+        status = 500  # unless it comes to an end of its own
+        try:
+            with tracing.within(context):
+                _require_json(request.headers)
+                receipt = await producer.ingest(await bodies.read(request))
+            log.published(receipt, perf_counter() - started)
+            response = _accepted(receipt)
+            status = 202
+        except (EventError, PublishError, ProblemError) as error:
+            problem = problem_of(error)
+            status = problem.status
+            _log_problem(log, error, problem, perf_counter() - started)
+            response = problem.response()
+        except ClientDisconnect:
+            log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
+            status = 400
+            response = Response(status_code=status)  # nobody will read it
+        finally:
+            tracing.end_request(span, status)
+            metrics.request_ended("POST", ROUTE, scheme, status, perf_counter() - started)
+        if own_trace := tracing.traceparent(span.get_span_context()):
+            response.headers["traceresponse"] = own_trace
+        return response
 
     return endpoint
+
+
+def _accepted(receipt: Receipt) -> Response:
+    answer = {
+        "status": "accepted",
+        "event_id": receipt.event_id,
+        "message_id": receipt.message_id,
+        "trace_id": receipt.trace_id,
+    }
+    return Response(msgspec.json.encode(answer), 202, media_type="application/json")
+
+
+def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float) -> None:
+    """Log an event that was not published. A refusal for good needs an operator, and is an error."""
+    fields = {name: getattr(error, name, "") for name in ("event_type", "event_id", "topic", "traceparent")}
+    if problem.status < 500:
+        log.failed("info", "refused", problem.type, seconds, **fields)
+    else:
+        severity = "error" if isinstance(error, BrokerRefused) else "warning"
+        log.failed(severity, "failed", problem.type, seconds, detail=str(error), **fields)
 
 
 def _require_json(headers: Headers) -> None:

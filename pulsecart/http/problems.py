@@ -3,7 +3,6 @@
 A 4xx but 408 is never retryable: the same request fails again. A 5xx always is.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 from attrs import field, frozen
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from pulsecart.errors import (
@@ -31,11 +30,9 @@ from pulsecart.errors import (
     UnknownEventType,
 )
 
-__all__ = ["EXCEPTION_HANDLERS", "Problem", "ProblemError"]
+__all__ = ["EXCEPTION_HANDLERS", "Problem", "ProblemError", "problem_of"]
 
 MEDIA_TYPE = "application/problem+json"
-
-_log = logging.getLogger("pulsecart")
 
 
 @frozen(kw_only=True)
@@ -92,7 +89,10 @@ _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
 }
 
 
-def _problem_of(error: EventError | PublishError) -> Problem:
+def problem_of(error: EventError | PublishError | ProblemError) -> Problem:
+    """Say what to answer for an error."""
+    if isinstance(error, ProblemError):
+        return error.problem
     # Along the error's classes, since a transport or a handler may raise one of its own.
     status, type_, title = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     more: dict[str, Any] = {}
@@ -117,18 +117,6 @@ def _problem_of(error: EventError | PublishError) -> Problem:
     )
 
 
-async def _on_pulsecart_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, (EventError, PublishError))  # as EXCEPTION_HANDLERS says
-    if isinstance(error, BrokerRefused):
-        _log.error("An operator must act, the broker refuses for good: %s", error)
-    return _problem_of(error).response()
-
-
-async def _on_problem(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)
-    return error.problem.response()
-
-
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette's router raises: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
@@ -142,11 +130,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     ).response()
 
 
-async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    """Answer a caller that hung up before its body was complete: nobody will read it."""
-    return Response(status_code=400)
-
-
 async def _on_defect(_request: Request, _error: Exception) -> Response:
     """Answer for a defect of ours. Starlette raises the error again behind the answer, so the server logs it."""
     return Problem(
@@ -158,10 +141,6 @@ async def _on_defect(_request: Request, _error: Exception) -> Response:
 
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {
-    EventError: _on_pulsecart_error,
-    PublishError: _on_pulsecart_error,
-    ProblemError: _on_problem,
     HTTPException: _on_http_exception,
-    ClientDisconnect: _on_disconnect,
     Exception: _on_defect,
 }

@@ -30,4 +30,4 @@ class EmulatorTransport(RemoteTransport):
         from pulsecart.transports.publisher import Publisher, insecure_channel
 
         channels = [insecure_channel(self._host) for _ in range(2)]
-        return Publisher(channels, project=self._project, limits=self._limits)
+        return Publisher(channels, project=self._project, address=self._host, limits=self._limits)

@@ -10,15 +10,20 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from attrs import Factory, define
+from opentelemetry.trace import Span
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, Overloaded, PublishError, TransportClosed
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message
+from pulsecart.telemetry.metrics import Load, watch
+from pulsecart.telemetry.tracing import recorded_span
 
 __all__ = ["Lanes", "Send"]
 
-Send = Callable[[str, str, Sequence[Message], float], Awaitable[Sequence[str]]]
+Send = Callable[[str, str, Sequence[Message], Sequence[Span], float], Awaitable[Sequence[str]]]
 """Sends messages of one topic and ordering key in one request, by a deadline in the loop's time, and returns their ids.
+
+The spans are those of the messages that are traced.
 
 Raises `MessageRefused` where one of them is at fault, `BrokerRefused` or `BrokerUnavailable`.
 """
@@ -39,6 +44,7 @@ class _Entry:
     size: int
     admitted: float
     confirmed: "asyncio.Future[str]"
+    span: Span | None
 
 
 @define(eq=False)
@@ -104,6 +110,18 @@ class Lanes:
         self._bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+        watch(self)
+
+    def load(self) -> Load:
+        """Say what is held; from any thread."""
+        entries, lanes = list(self._outstanding), list(self._lanes.values())
+        return Load(
+            messages=len(entries),
+            bytes=self._bytes,
+            waiting=sum(len(lane.waiting) for lane in lanes),
+            oldest_age=self._loop.time() - entries[0].admitted if entries else 0.0,
+        )
 
     @property
     def oldest(self) -> float | None:
@@ -124,8 +142,8 @@ class Lanes:
                 f"{len(self._outstanding):,} messages of {self._bytes:,} bytes are in flight; "
                 f"the limits are {limits.max_messages:,} messages and {limits.max_bytes:,} bytes"
             )
-        loop = asyncio.get_running_loop()
-        entry = _Entry(message, size, loop.time(), loop.create_future())
+        loop = self._loop
+        entry = _Entry(message, size, loop.time(), loop.create_future(), recorded_span())
         self._outstanding[entry] = None
         self._bytes += size
         address = (message.topic, message.ordering_key)
@@ -198,8 +216,9 @@ class Lanes:
     async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> PublishError | None:
         """Send one request, and hand out the ids. Return why it failed, where it did."""
         messages = [entry.message for entry in part]
+        spans = [entry.span for entry in part if entry.span is not None]
         try:
-            ids = await self._send(lane.topic, lane.key, messages, part[0].admitted + self._limits.deadline)
+            ids = await self._send(lane.topic, lane.key, messages, spans, part[0].admitted + self._limits.deadline)
         except PublishError as error:
             return error
         for entry, message_id in zip(part, ids, strict=True):
@@ -229,7 +248,9 @@ class Lanes:
         for entry in entries:
             self._release(entry)
             if not entry.confirmed.done():
-                entry.confirmed.set_exception(type(error)(*error.args))
+                of_its_own = type(error)(*error.args)
+                of_its_own.error_type = error.error_type
+                entry.confirmed.set_exception(of_its_own)
 
     def _release(self, entry: _Entry) -> None:
         del self._outstanding[entry]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from importlib.metadata import version
+from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
@@ -16,10 +17,12 @@ from google.pubsub_v1 import PublisherAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 from google.pubsub_v1.types import PublishRequest, PublishResponse
 from grpc import StatusCode
+from opentelemetry.trace import Span
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
 from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
+from pulsecart.telemetry import metrics, tracing
 from pulsecart.transports.lanes import Lanes
 from pulsecart.transports.tokens import Tokens
 
@@ -97,6 +100,7 @@ class Publisher:
         channels: Sequence[grpc.aio.Channel],
         *,
         project: str,
+        address: str,
         limits: Limits,
         tokens: Tokens | None = None,
     ) -> None:
@@ -114,6 +118,8 @@ class Publisher:
         self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channels[0]))
         self._tokens = tokens
         self._project = project
+        host, _, port = address.rpartition(":")
+        self._server = host, int(port)
         self._deadline = limits.deadline
         # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
         self._attempt_timeout = limits.deadline / 2
@@ -162,8 +168,29 @@ class Publisher:
         for channel in self._channels:
             await channel.close()
 
-    async def _send(self, topic: str, key: str, messages: Sequence[Message], deadline: float) -> Sequence[str]:
-        """Send one request until it is confirmed or refused, or the deadline has come; see `lanes.Send`."""
+    async def _send(
+        self, topic: str, key: str, messages: Sequence[Message], creates: Sequence[Span], deadline: float
+    ) -> Sequence[str]:
+        """Send one request, and observe it; see `lanes.Send`."""
+        span = tracing.start_send(topic, len(messages), creates, self._server)
+        started = perf_counter()
+        error_type = "CANCELLED"  # unless it comes to an end of its own
+        try:
+            ids = await self._send_until(deadline, topic, key, messages, span)
+            error_type = ""
+        except PublishError as error:
+            error_type = error.error_type
+            tracing.fail(span, error_type, str(error))
+            raise
+        finally:
+            span.end()
+            metrics.send_ended(topic, len(messages), perf_counter() - started, error_type)
+        return ids
+
+    async def _send_until(
+        self, deadline: float, topic: str, key: str, messages: Sequence[Message], span: Span
+    ) -> Sequence[str]:
+        """Send one request, again and again until it is confirmed or refused, or the deadline has come."""
         path = self._path(topic)
         request = _request(path, key, messages)
         routing = _routing(path)
@@ -171,28 +198,31 @@ class Publisher:
         stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
         started = self._loop.time()
         backoff = FIRST_BACKOFF
-        last = "no attempt was left"
+        failure: PublishError = BrokerUnavailable("no attempt was left")
         while (left := deadline - self._loop.time()) > 0:
             try:
                 metadata = (routing, *self._authorization())
                 response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
             except BrokerUnavailable as error:
-                last = str(error)  # no token; there may be one soon
+                failure = error  # no token; there may be one soon
             except grpc.aio.AioRpcError as error:
-                last = f"{error.code().name}: {error.details()}"
+                failure = _failure(error, topic)
                 if error.code() not in _PASSING:
-                    raise _REFUSALS.get(error.code(), BrokerUnavailable)(f"topic {topic}: {last}") from None
+                    raise failure from None
             else:
                 self._confirmed_at = self._loop.time()
                 if len(response.message_ids) != len(messages):
                     count = len(response.message_ids)
                     raise BrokerUnavailable(f"the broker returned {count} message ids for {len(messages)}")
                 return list(response.message_ids)
+            span.add_event("pulsecart.attempt_failed", {"error.type": failure.error_type})
             await asyncio.sleep(min(random.uniform(0, backoff), max(0, deadline - self._loop.time())))  # noqa: S311
             backoff = min(2 * backoff, LONGEST_BACKOFF)
         if self._confirmed_at < started:
             self._suspicion.set()  # perhaps it is not this key alone: nothing at all was confirmed meanwhile
-        raise BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s; last: {last}")
+        late = BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s; last: {failure}")
+        late.error_type = failure.error_type
+        raise late
 
     async def _probe(self) -> None:
         """Ask the broker for an answer, again and again, to notice an outage and its end without traffic."""
@@ -244,6 +274,14 @@ def _request(path: str, key: str, messages: Sequence[Message]) -> Any:
         for name, value in message.attributes.items():
             attributes[name] = value  # as update() does, but for a third less time
     return request
+
+
+def _failure(error: grpc.aio.AioRpcError, topic: str) -> PublishError:
+    """Say in our words why a call failed."""
+    status = error.code()
+    failure = _REFUSALS.get(status, BrokerUnavailable)(f"topic {topic}: {status.name}: {error.details()}")
+    failure.error_type = status.name
+    return failure
 
 
 @cache

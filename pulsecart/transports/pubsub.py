@@ -56,4 +56,4 @@ class PubSubTransport(RemoteTransport):
         tokens = Tokens(self._credentials or await default_credentials())
         await tokens.open()
         channels = [secure_channel(self._endpoint, self._roots) for _ in range(1 + CHANNELS)]
-        return Publisher(channels, project=self._project, limits=self._limits, tokens=tokens)
+        return Publisher(channels, project=self._project, address=self._endpoint, limits=self._limits, tokens=tokens)

@@ -149,7 +149,7 @@ async def test_an_unreachable_broker_is_unavailable_and_says_why():
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
     async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=DEADLINE)) as transport:
-        with pytest.raises(BrokerUnavailable, match="last: UNAVAILABLE"):
+        with pytest.raises(BrokerUnavailable, match="last: topic contract-a: UNAVAILABLE"):
             await transport.publish(message(1))
         with pytest.raises(BrokerUnavailable):
             await transport.check(TOPICS)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_defect_below_leaves_no_caller_waiting(caplog):
     """Whatever is raised in sending, all that wait are told, and the defect itself is not hidden."""
 
-    async def defective(_topic, _key, _messages, _deadline):
+    async def defective(_topic, _key, _messages, _spans, _deadline):
         await asyncio.sleep(0)
         raise ZeroDivisionError("a defect")
 
@@ -32,7 +32,7 @@ async def test_a_batch_is_sent_in_no_callers_context():
     variable = contextvars.ContextVar("variable", default="none")
     seen = []
 
-    async def send(_topic, _key, messages, _deadline):
+    async def send(_topic, _key, messages, _spans, _deadline):
         seen.append(variable.get())
         return ["1"] * len(messages)
 
@@ -45,7 +45,7 @@ async def test_a_caller_that_gives_up_while_all_else_fails():
     """Failing what waits passes over a caller that has gone already."""
     gate, entered = asyncio.Event(), asyncio.Event()
 
-    async def refuse(_topic, _key, _messages, _deadline):
+    async def refuse(_topic, _key, _messages, _spans, _deadline):
         entered.set()
         await gate.wait()
         raise BrokerUnavailable("test")
@@ -65,7 +65,7 @@ async def test_what_was_confirmed_before_a_defect_stays_confirmed():
     """A defect in a later part of a halved batch does not touch what an earlier one has confirmed."""
     sent = []
 
-    async def send(_topic, _key, messages, _deadline):
+    async def send(_topic, _key, messages, _spans, _deadline):
         sent.append(len(messages))
         if len(messages) == 1:
             return ["0"]
@@ -93,7 +93,7 @@ async def test_draining_does_not_wait_for_others_to_come():
     """A message that lingers for a batch is sent at once when the lanes are drained, and what waits behind it too."""
     gate, sent = asyncio.Event(), []
 
-    async def send(_topic, _key, messages, _deadline):
+    async def send(_topic, _key, messages, _spans, _deadline):
         sent.append(len(messages))
         await gate.wait()
         return ["1"] * len(messages)

@@ -1,0 +1,188 @@
+"""Log lines: JSON as Cloud Logging reads it, and readable ones on a terminal.
+
+One line says how an event ended. None holds a payload, a user id or an ordering key. Lines of other libraries, by
+Python's own logging, come in the same form.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from attrs import define
+from structlog.typing import Processor
+
+from pulsecart.ids import trace_id_of
+from pulsecart.message import Receipt
+
+__all__ = ["FLOOD_SECONDS", "EventLog", "configure", "formatter", "standard_logging"]
+
+FLOOD_SECONDS = 10.0
+"""After the first line of a kind of failure, further ones are counted for so long, and the count is logged."""
+
+# https://cloud.google.com/logging/docs/agent/logging/configuration#special-fields
+_TRACE = "logging.googleapis.com/trace"
+_SPAN = "logging.googleapis.com/spanId"
+_SAMPLED = "logging.googleapis.com/trace_sampled"
+
+_SEVERITIES = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR", "critical": "CRITICAL"}
+
+Fields = MutableMapping[str, Any]
+
+
+def configure(level: str, project: str) -> None:
+    """Set structlog up for this process."""
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, *_written(project, colored=sys.stderr.isatty())],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_Stderr,
+        cache_logger_on_first_use=True,
+    )
+
+
+def standard_logging(level: str, project: str) -> dict[str, Any]:
+    """Return a configuration for Python's own logging, as `logging.config.dictConfig` takes it."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"lines": {"()": "pulsecart.telemetry.logs.formatter", "project": project}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {name: {"level": level.upper()} for name in ("pulsecart", "uvicorn")},
+    }
+
+
+def formatter(project: str) -> structlog.stdlib.ProcessorFormatter:
+    """Return a formatter for Python's own logging."""
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_log_level],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *_written(project, colored=sys.stderr.isatty()),
+        ],
+    )
+
+
+def _written(project: str, *, colored: bool) -> list[Processor]:
+    """Return the last steps, which make a line of the fields."""
+    if colored:
+        return [structlog.processors.TimeStamper("%H:%M:%S", utc=False), _for_people, structlog.dev.ConsoleRenderer()]
+    return [structlog.processors.format_exc_info, _CloudLogging(project), _json]
+
+
+class _Stderr:
+    """Writes to what is the standard error at that moment: tests replace it."""
+
+    def __init__(self, *_arguments: Any) -> None:
+        pass
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        sys.stderr.write(f"{line}\n")
+
+    debug = info = warning = error = critical = msg
+
+
+class _CloudLogging:
+    """Names the fields as Cloud Logging does."""
+
+    def __init__(self, project: str) -> None:
+        self._traces = f"projects/{project}/traces/"
+
+    def __call__(self, _logger: Any, _method: str, fields: Fields) -> Fields:
+        line: Fields = {
+            "severity": _SEVERITIES[fields.pop("level")],
+            "time": datetime.now(UTC).isoformat(),
+            "message": fields.pop("event"),
+        }
+        traceparent = fields.pop("traceparent", "")
+        line.update(fields)
+        if traceparent:
+            _version, trace_id, span_id, flags = traceparent.split("-")
+            line.update({_TRACE: self._traces + trace_id, _SPAN: span_id, _SAMPLED: flags == "01"})
+        elif event_id := fields.get("event_id"):
+            line[_TRACE] = self._traces + trace_id_of(event_id)
+        return line
+
+
+def _for_people(_logger: Any, _method: str, fields: Fields) -> Fields:
+    fields.pop("traceparent", None)  # the event's id says as much
+    return fields
+
+
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+def _json(_logger: Any, _method: str, fields: Fields) -> str:
+    return _encoder.encode(fields).decode()
+
+
+@define
+class _Kind:
+    """Failures that are alike: how to log them, the last one's fields, and how many were not logged yet."""
+
+    write: Callable[..., None]
+    outcome: str
+    fields: Mapping[str, Any]
+    unsaid: int = 0
+
+    def say(self) -> None:
+        """Log those that were counted, by the last of them."""
+        if self.unsaid:
+            self.write(self.outcome, **self.fields, repeated=self.unsaid)
+            self.unsaid = 0
+
+
+class EventLog:
+    """Logs how events end. Of failures of one kind the first is logged at once, and then their number."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("pulsecart.events")
+        self._kinds: dict[Hashable, _Kind] = {}
+
+    def published(self, receipt: Receipt, seconds: float) -> None:
+        """Log an event that the broker has."""
+        self._log.info(
+            "published",
+            event_id=receipt.event_id,
+            event_type=receipt.event_type,
+            topic=receipt.topic,
+            message_id=receipt.message_id,
+            duration_ms=round(seconds * 1e3, 1),
+            traceparent=receipt.traceparent,
+        )
+
+    def failed(self, severity: str, outcome: str, problem: str, seconds: float, **fields: Any) -> None:
+        """Log an event that was not published: `outcome`, and the problem that was answered.
+
+        The problem and the field `event_type` make the kind, of which there must be few.
+        """
+        fields = {"problem": problem, "duration_ms": round(seconds * 1e3, 1)} | {k: v for k, v in fields.items() if v}
+        name = problem, fields.get("event_type")
+        if kind := self._kinds.get(name):
+            kind.fields = fields
+            kind.unsaid += 1
+            return
+        kind = self._kinds[name] = _Kind(getattr(self._log, severity), outcome, fields)
+        kind.write(outcome, **fields)
+        self._look_again_later(name)
+
+    def flush(self) -> None:
+        """Log what was counted and not said yet."""
+        for kind in self._kinds.values():
+            kind.say()
+        self._kinds.clear()
+
+    def _look_again_later(self, name: Hashable) -> None:
+        asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._look_again, name)
+
+    def _look_again(self, name: Hashable) -> None:
+        kind = self._kinds.get(name)
+        if kind is None or not kind.unsaid:
+            self._kinds.pop(name, None)  # the flood is over: the next is a first one again
+            return
+        kind.say()
+        self._look_again_later(name)

@@ -1,0 +1,70 @@
+"""What a TracerProvider needs so that the trace of an event is that of its id, and is sampled by one rule."""
+
+from collections.abc import Sequence
+
+from opentelemetry import trace
+from opentelemetry.context import Context, get_value
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
+
+from pulsecart.telemetry.tracing import CALLER, event_trace_id
+
+__all__ = ["EventIdGenerator", "EventSampler"]
+
+
+class EventIdGenerator(RandomIdGenerator):
+    """Gives an event's root span the trace id of its event id, and all others random ids.
+
+    `TracerProvider(id_generator=EventIdGenerator(), sampler=EventSampler(…))` for a host with a provider of its own.
+    """
+
+    def generate_trace_id(self) -> int:
+        """Return the trace id for a new root span."""
+        return event_trace_id.get() or super().generate_trace_id()
+
+    def is_trace_id_random(self) -> bool:
+        """Return False: the ids are random enough, but older Go SDKs drop a traceparent that says so."""
+        return False
+
+
+class EventSampler(Sampler):
+    """Decides as `sampler` does, and for an event's spans by two rules.
+
+    An event's root is sampled by its trace id or, where the sampler respects parents, by its caller's flag. A request
+    with several messages is sampled if any of their events is.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def should_sample(  # noqa: PLR0913, PLR0917 (the SDK's signature)
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Decide about a span that is about to start."""
+        caller = get_value(CALLER, parent_context)
+        if isinstance(caller, SpanContext) and caller.trace_flags.sampled:
+            parent = trace.set_span_in_context(NonRecordingSpan(_remote(caller)), Context())
+            by_flag = self._sampler.should_sample(parent, trace_id, name, kind, attributes, links, trace_state)
+            if by_flag.decision is Decision.RECORD_AND_SAMPLE:
+                # The caller's tracestate belongs to the caller's trace, and this one is new.
+                return SamplingResult(by_flag.decision, attributes)
+        if kind is SpanKind.CLIENT and links and any(link.context.trace_flags.sampled for link in links):
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
+        return self._sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        """Name the sampler."""
+        return f"EventSampler{{{self._sampler.get_description()}}}"
+
+
+def _remote(context: SpanContext) -> SpanContext:
+    return SpanContext(context.trace_id, context.span_id, is_remote=True, trace_flags=context.trace_flags)

@@ -1,0 +1,356 @@
+import asyncio
+import hashlib
+import os
+import random
+import time
+import uuid
+from contextlib import asynccontextmanager
+
+import grpc
+import httpx
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
+from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
+
+from pulsecart import Batching, BrokerUnavailable, Limits, Message, Producer, new_event_id, trace_id_of, unordered
+from pulsecart.app import create_app
+from pulsecart.events import OrderPlaced
+from pulsecart.settings import Settings
+from pulsecart.telemetry import tracing
+from pulsecart.transports import EmulatorTransport, MemoryTransport
+from tests.strict_server import strict_server
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = OrderPlaced.topic
+CALLER_TRACE, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def placed(**fields) -> OrderPlaced:
+    return OrderPlaced(**{"user_id": "user-1", "order_id": "o", "payload": {}} | fields)
+
+
+@pytest.fixture
+async def broker():
+    async with strict_server([TOPIC]) as server:
+        yield server
+
+
+@pytest.fixture
+async def remote(broker):
+    async with EmulatorTransport(project="test", host=broker.host, limits=Limits(deadline=2)) as transport:
+        yield transport
+
+
+@asynccontextmanager
+async def posting(transport, **settings):
+    """Give what posts to the whole application on a transport."""
+    app = create_app(Settings(transport="memory", **settings), transport=transport)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+
+        async def post(body, **headers):
+            return await client.post(
+                "/events/ingest", content=body, headers={"Content-Type": "application/json"} | headers
+            )
+
+        yield post
+
+
+async def test_one_event_is_three_spans_in_two_traces(spans, broker, remote, order_json):
+    """The request, the event's root in the trace of its id, and its send below: names, kinds, links, attributes."""
+    async with posting(remote) as post:
+        response = await post(order_json())
+    answer = response.json()
+    request, create, send = spans.one("POST"), spans.one("create"), spans.one("send")
+
+    assert (request.name, request.kind, request.parent) == ("POST /events/ingest", SpanKind.SERVER, None)
+    assert dict(request.attributes) == {
+        "http.request.method": "POST",
+        "http.route": "/events/ingest",
+        "http.response.status_code": 202,
+        "url.path": "/events/ingest",
+        "url.scheme": "http",
+    }
+
+    assert (create.name, create.kind, create.parent) == (f"create {TOPIC}", SpanKind.PRODUCER, None)
+    assert f"{create.context.trace_id:032x}" == trace_id_of(answer["event_id"]) == answer["trace_id"]
+    assert dict(create.attributes) == {
+        "messaging.system": "gcp_pubsub",
+        "messaging.operation.name": "create",
+        "messaging.operation.type": "create",
+        "messaging.destination.name": TOPIC,
+        "messaging.message.id": answer["message_id"],
+        "cloudevents.event_id": answer["event_id"],
+        "cloudevents.event_type": "order.placed",
+    }
+    assert [link.context.span_id for link in create.links] == [request.context.span_id]
+    assert [link.context.span_id for link in request.links] == [create.context.span_id]
+
+    host, _, port = broker.host.partition(":")
+    assert (send.name, send.kind, send.parent.span_id) == (f"send {TOPIC}", SpanKind.CLIENT, create.context.span_id)
+    assert send.context.trace_id == create.context.trace_id
+    assert dict(send.attributes) == {
+        "messaging.system": "gcp_pubsub",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": TOPIC,
+        "messaging.batch.message_count": 1,
+        "server.address": host,
+        "server.port": int(port),
+    }
+    assert {span.status.status_code for span in (request, create, send)} == {StatusCode.UNSET}
+
+    (sent,) = broker.messages
+    flags = f"{create.context.trace_id:032x}-{create.context.span_id:016x}-01"
+    assert dict(sent.attributes) == {
+        "event_type": "order.placed",
+        "event_id": answer["event_id"],
+        "traceparent": f"00-{flags}",
+        "googclient_traceparent": f"00-{flags}",
+    }
+    own = f"{request.context.trace_id:032x}-{request.context.span_id:016x}-01"
+    assert response.headers["traceresponse"] == f"00-{own}"
+
+
+async def test_one_request_with_several_events_is_a_root_with_links(spans, broker):
+    """A send of several messages is a trace of its own, linked to each event and back."""
+    limits = Limits(batching={TOPIC: Batching(max_messages=3)})
+    gate = asyncio.Event()
+    broker.script.append(gate)
+    async with EmulatorTransport(project="test", host=broker.host, limits=limits) as transport:
+        producer = Producer(transport)
+        tasks = [asyncio.create_task(producer.publish(placed())) for _ in range(4)]
+        await broker.received(1)
+        gate.set()
+        await asyncio.gather(*tasks)
+    creates = {span.context.span_id: span for span in spans("create")}
+    first, several = sorted(spans("send"), key=lambda span: span.attributes["messaging.batch.message_count"])
+    assert first.parent.span_id in creates
+    assert (several.parent, several.attributes["messaging.batch.message_count"]) == (None, 3)
+    linked = {link.context.span_id for link in several.links}
+    assert linked == set(creates) - {first.parent.span_id}
+    assert several.context.trace_id not in {span.context.trace_id for span in creates.values()}
+    for span_id in linked:
+        assert [link.context.span_id for link in creates[span_id].links] == [several.context.span_id]
+
+
+async def test_waiting_for_the_turn_and_retrying_can_be_told_apart(spans, broker, remote):
+    """A create span notes when its turn came, and a send span each attempt that failed."""
+    gate = asyncio.Event()
+    broker.script.extend([gate, grpc.StatusCode.UNAVAILABLE, None])
+    producer = Producer(remote)
+    first = asyncio.create_task(producer.publish(placed()))
+    await broker.received(1)
+    second = asyncio.create_task(producer.publish(placed()))
+    await asyncio.sleep(0.05)
+    gate.set()
+    await asyncio.gather(first, second)
+    _, waited = sorted(spans("create"), key=lambda span: span.start_time)
+    (turn,) = waited.events
+    assert turn.name == "pulsecart.turn_came"
+    assert turn.timestamp - waited.start_time >= 10_000_000
+    _, retried = sorted(spans("send"), key=lambda span: span.start_time)
+    (failed,) = retried.events
+    assert (failed.name, dict(failed.attributes)) == ("pulsecart.attempt_failed", {"error.type": "UNAVAILABLE"})
+    assert retried.status.status_code is StatusCode.UNSET
+
+
+async def test_a_failure_is_marked_on_every_span(spans, broker, remote, order_json):
+    """What the broker refuses is an error of send, create and request, with the broker's status as its type."""
+    broker.topics.clear()
+    async with posting(remote) as post:
+        response = await post(order_json())
+    assert response.status_code == 503
+    for name, kind in (("send", "NOT_FOUND"), ("create", "NOT_FOUND"), ("POST", "503")):
+        span = spans.one(name)
+        assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, kind)
+    assert "messaging.message.id" not in spans.one("create").attributes
+
+
+async def test_a_callers_fault_is_no_error_of_the_request(spans, order_json):
+    """A 4xx leaves the request's status unset, and makes no event span."""
+    async with posting(MemoryTransport()) as post:
+        await post(order_json(user_id=""))
+    request = spans.one("POST")
+    assert (request.status.status_code, request.attributes["http.response.status_code"]) == (StatusCode.UNSET, 422)
+    assert spans("create") == []
+
+
+async def test_a_defect_is_an_error_of_the_request(spans, order_json):
+    """A 500 ends its spans, as errors."""
+
+    async def defective(_message: Message) -> None:
+        raise ZeroDivisionError
+
+    async with posting(MemoryTransport(defective)) as post:
+        with pytest.raises(ZeroDivisionError):
+            await post(order_json())
+    assert spans.one("POST").attributes["error.type"] == "500"
+    assert spans.one("create").status.status_code is StatusCode.ERROR
+
+
+async def test_a_caller_that_gives_up_ends_its_span(spans, broker, remote):
+    """A publish that is cancelled leaves no span open."""
+    broker.script.append(asyncio.Event())
+    task = asyncio.create_task(Producer(remote).publish(placed()))
+    await broker.received(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert spans.one("create").attributes["error.type"] == "abandoned"
+
+
+async def test_the_request_follows_its_caller(spans, order_json):
+    """The request's span continues the caller's trace; the event has its own."""
+    async with posting(MemoryTransport()) as post:
+        response = await post(order_json(), traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-01", tracestate="a=b")
+    request, create = spans.one("POST"), spans.one("create")
+    assert (f"{request.parent.trace_id:032x}", f"{request.parent.span_id:016x}") == (CALLER_TRACE, CALLER_SPAN)
+    assert f"{request.context.trace_id:032x}" == CALLER_TRACE
+    assert f"{create.context.trace_id:032x}" == response.json()["trace_id"]
+    assert not create.context.trace_state
+
+
+@pytest.mark.parametrize(
+    "header", ["", "00-xyz", f"00-{'0' * 32}-{CALLER_SPAN}-01", f"ff-{CALLER_TRACE}-{CALLER_SPAN}-01"]
+)
+async def test_a_traceparent_that_is_none_is_left_aside(spans, order_json, header):
+    """A malformed traceparent starts a new trace, and refuses nothing."""
+    async with posting(MemoryTransport()) as post:
+        response = await post(order_json(), traceparent=header)
+    assert response.status_code == 202
+    assert spans.one("POST").parent is None
+
+
+@pytest.mark.parametrize(("flag", "recorded"), [("01", 1), ("00", 0)])
+async def test_an_event_is_sampled_by_its_callers_flag(traced, order_json, flag, recorded):
+    """Where the ratio takes none, an event is sampled if its remote caller is; its message says so either way."""
+    spans, transport = traced(ALWAYS_OFF), MemoryTransport()
+    async with posting(transport) as post:
+        await post(order_json(), traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-{flag}")
+    assert len(spans("create")) == len(spans("POST")) == recorded
+    (message,) = transport.messages
+    assert message.attributes["traceparent"].endswith(f"-{flag}")
+    assert message.attributes["traceparent"][3:35] == trace_id_of(message.attributes["event_id"])
+
+
+async def test_in_a_library_the_current_span_is_the_caller(traced):
+    """An event published inside a sampled span of the host is sampled, and linked to it."""
+    spans = traced(ALWAYS_OFF)
+    host = trace.NonRecordingSpan(
+        trace.SpanContext(int(CALLER_TRACE, 16), int(CALLER_SPAN, 16), is_remote=True, trace_flags=TraceFlags(1))
+    )
+    with trace.use_span(host):
+        await Producer(MemoryTransport()).publish(placed())
+    assert [f"{link.context.trace_id:032x}" for link in spans.one("create").links] == [CALLER_TRACE]
+
+
+async def test_a_request_is_sampled_if_any_of_its_events_is(traced, broker):
+    """Of a batch with one sampled event there is a send span, linked to that event alone; of one without, none."""
+    low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
+    spans = traced(TraceIdRatioBased(0.5))
+    limits = Limits(batching={TOPIC: Batching(max_messages=2, max_latency=5)})
+    async with EmulatorTransport(project="test", host=broker.host, limits=limits) as transport:
+        producer = Producer(transport, ordering={TOPIC: unordered})
+        for ids in ((low, high), (high, high)):
+            await asyncio.gather(*(producer.publish(placed(event_id=event_id)) for event_id in ids))
+    send, create = spans.one("send"), spans.one("create")
+    assert send.attributes["messaging.batch.message_count"] == 2
+    assert [link.context.trace_id for link in send.links] == [create.context.trace_id]
+    assert len(broker.requests) == 2
+
+
+def uuid7() -> uuid.UUID:
+    """RFC 9562, section 5.7."""
+    milliseconds = (time.time_ns() // 1_000_000).to_bytes(6)
+    random_part = bytearray(os.urandom(10))
+    random_part[0] = 0x70 | random_part[0] & 0x0F
+    random_part[2] = 0x80 | random_part[2] & 0x3F
+    return uuid.UUID(bytes=milliseconds + bytes(random_part))
+
+
+@pytest.mark.parametrize(
+    "new_id",
+    [
+        new_event_id,
+        lambda: str(uuid.uuid4()),
+        lambda: str(uuid7()),
+        lambda: f"evt_{uuid.uuid4().hex}",
+        lambda: f"evt_{uuid7().hex}",
+    ],
+    ids=["ours", "uuid4", "uuid7", "evt_uuid4", "evt_uuid7"],
+)
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75])
+def test_sampling_is_even_and_the_same_for_the_same_id(traced, new_id, ratio):
+    """Of many ids of each form the ratio is sampled, and each id again as before."""
+    traced(TraceIdRatioBased(ratio))
+    ids = [new_id() for _ in range(2000)]
+
+    def sampled(event_id: str) -> bool:
+        span = tracing.start_create(placed(event_id=event_id), "")
+        assert f"{span.get_span_context().trace_id:032x}" == trace_id_of(event_id)
+        return span.get_span_context().trace_flags.sampled
+
+    found = [sampled(event_id) for event_id in ids]
+    deviation = (ratio * (1 - ratio) / len(ids)) ** 0.5
+    assert abs(sum(found) / len(ids) - ratio) < 5 * deviation
+    again = random.sample(range(len(ids)), 100)
+    assert [sampled(ids[n]) for n in again] == [found[n] for n in again]
+
+
+async def test_a_retry_adds_a_root_to_the_same_trace(spans):
+    """Two publishes under one event id are two roots in one trace."""
+    producer = Producer(MemoryTransport())
+    for _ in range(2):
+        await producer.publish(placed(event_id="an id of mine"))
+    first, second = spans("create")
+    digest = hashlib.sha256(b"an id of mine").hexdigest()[:32]
+    assert f"{first.context.trace_id:032x}" == f"{second.context.trace_id:032x}" == digest
+    assert (first.parent, second.parent) == (None, None)
+    assert first.context.span_id != second.context.span_id
+
+
+@pytest.mark.parametrize(("setting", "found"), [("false", None), ("true", "user-é")])
+async def test_the_ordering_key_is_in_a_span_only_where_a_setting_allows_it(spans, order_json, setting, found):
+    """A user id is personal data: without the setting no span has it anywhere."""
+    async with posting(MemoryTransport(), personal_data=setting) as post:
+        await post(order_json(user_id="user-é"))
+    assert spans.one("create").attributes.get("messaging.gcp_pubsub.message.ordering_key") == found
+    if found is None:
+        assert not [span for span in spans("") if "user-é" in span.to_json()]
+
+
+async def test_a_tracestate_that_a_sampler_sets_is_passed_on(traced, monkeypatch):
+    """Where the event's trace has a state, consumers get it, under both names."""
+    state = trace.TraceState([("vendor", "x")])
+    context = trace.SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(3), trace_state=state)
+    assert tracing.propagated(context) == {
+        "traceparent": f"00-{1:032x}-{2:016x}-01",
+        "googclient_traceparent": f"00-{1:032x}-{2:016x}-01",
+        "tracestate": "vendor=x",
+        "googclient_tracestate": "vendor=x",
+    }
+
+
+async def test_without_a_provider_nothing_is_added(order_json):
+    """Where nobody traces, the message and the answer carry no trace context."""
+    transport = MemoryTransport()
+    async with posting(transport) as post:
+        response = await post(order_json(), traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-01")
+    assert "traceresponse" not in response.headers
+    assert set(transport.messages[0].attributes) == {"event_type", "event_id"}
+
+
+async def test_an_error_carries_the_events_trace_context(spans):
+    """Who catches a publish error has what its log line needs."""
+
+    async def outage(_message: Message) -> None:
+        raise BrokerUnavailable("test")
+
+    with pytest.raises(BrokerUnavailable) as caught:
+        await Producer(MemoryTransport(outage)).publish(placed())
+    create = spans.one("create")
+    assert caught.value.traceparent == f"00-{create.context.trace_id:032x}-{create.context.span_id:016x}-01"
+    assert (caught.value.topic, caught.value.event_type) == (TOPIC, "order.placed")
+    assert create.attributes["error.type"] == "BrokerUnavailable"
