@@ -40,4 +40,12 @@ class Limits:
     """Their bytes, likewise."""
 
     batching: Mapping[str, Batching] = field(factory=dict)
-    """By topic; a topic that is not named has the defaults of `Batching`."""
+    """By topic; one that is not named has the defaults of `Batching`. Waiting takes at most half of the deadline."""
+
+    def __attrs_post_init__(self) -> None:
+        for topic, batching in self.batching.items():
+            if batching.max_latency > self.deadline / 2:
+                raise ValueError(
+                    f"{topic}: messages may wait for others for {batching.max_latency:g} s, which leaves too little "
+                    f"of the deadline of {self.deadline:g} s to publish them: at most half of it"
+                )

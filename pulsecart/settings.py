@@ -334,6 +334,10 @@ class Settings:
                 "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
+        try:
+            _ = self.limits
+        except ValueError as error:
+            problems.append(f"PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: {error}")
         if self.transport == "pubsub":
             if self.project == _DEV_PROJECT:
                 problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")
@@ -358,13 +362,11 @@ def load_setting(name: str) -> Any:
     """Read one setting likewise, whatever the others are. Raises `SettingsError`."""
     _load_env_file()
     setting = attrs.fields_dict(Settings)[name]
-    text = os.environ.get(setting.metadata["variable"])
-    if not text:
-        return setting.default
-    value = setting.metadata["parse"](text)
-    if setting.validator:
-        setting.validator(None, setting, value)
-    return value
+    variable = setting.metadata["variable"]
+    values, problems = _read({variable: os.environ.get(variable, "")})
+    if problems:
+        raise SettingsError(problems)
+    return values.get(name, setting.default)
 
 
 def _load_env_file() -> None:

@@ -33,7 +33,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request:
     for setting in attrs.fields(Settings):
         if not (needs_emulator and setting.name == "emulator_host"):
             monkeypatch.delenv(setting.metadata["variable"], raising=False)
-    for variable in ("K_SERVICE", "KUBERNETES_SERVICE_HOST"):
+    telemetry = [variable for variable in os.environ if variable.startswith("OTEL_")]
+    for variable in ("K_SERVICE", "KUBERNETES_SERVICE_HOST", *telemetry):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
 

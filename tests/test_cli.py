@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -13,7 +14,7 @@ import attrs
 import httpx
 import pytest
 
-from pulsecart import load_catalog
+from pulsecart import load_catalog, trace_id_of
 from pulsecart.settings import Settings
 from tests.google_login import new_key, service_account
 from tests.serving import serving
@@ -241,3 +242,32 @@ def test_the_readme_lists_every_setting(setting):
     metadata = setting.metadata
     row = f"| `{option}` | `{metadata['variable']}` | {metadata['default']} | {metadata['help']} |"
     assert row in README.read_text()
+
+
+def test_trace_prints_the_trace_of_an_event(tmp_path):
+    """The trace id, the time inside an id of ours, and a link where there is a template, from .env too."""
+    event_id = "evt_01a208d02d4708440c6fe7ff04e1d3bb"
+    (tmp_path / ".env").write_text("PULSECART_TRACE_URL=https://traces.example/{trace_id}?all\n")
+    result = run("trace", event_id, cwd=tmp_path)
+    assert (result.returncode, result.stdout.splitlines()) == (
+        0,
+        [
+            "01a208d02d4708440c6fe7ff04e1d3bb",
+            "made 2026-11-23T14:29:50.535Z",
+            "https://traces.example/01a208d02d4708440c6fe7ff04e1d3bb?all",
+        ],
+    )
+
+
+@pytest.mark.parametrize("event_id", ["mine", f"evt_{'0' * 32}", f"evt_{'f' * 12}0{'f' * 19}"])
+def test_trace_knows_every_form_of_id(tmp_path, event_id):
+    """An id of another form, or with a time that no calendar has, has a trace id and no time."""
+    result = run("trace", event_id, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, trace_id_of(event_id) + "\n")
+
+
+def test_trace_refuses_a_template_that_is_none(tmp_path):
+    """A template without a place for the trace id is named."""
+    result = run("trace", "mine", cwd=tmp_path, env=os.environ | {"PULSECART_TRACE_URL": "http://localhost/"})
+    assert result.returncode == 2
+    assert "PULSECART_TRACE_URL" in result.stderr

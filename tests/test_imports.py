@@ -36,6 +36,12 @@ def test_the_service_on_memory_does_not_load_google():
     assert not loaded_by(statement) & {"google", "grpc", "uvicorn", "opentelemetry.sdk"}
 
 
+def test_an_unknown_name_of_telemetry_is_an_attribute_error():
+    """What is imported when it is asked for fails as any missing name does."""
+    with pytest.raises(ImportError, match="EventIdMaker"):
+        from pulsecart.telemetry import EventIdMaker  # noqa: F401
+
+
 def test_an_unknown_transport_is_an_attribute_error():
     """A transport that does not exist fails as any missing name does."""
     with pytest.raises(ImportError, match="KafkaTransport"):

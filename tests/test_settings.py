@@ -64,6 +64,9 @@ def test_every_setting_is_read_from_its_variable():
         PULSECART_MAX_BYTES="20000000",
         PULSECART_ORDERING="a=shards:8,b=none",
         PULSECART_BATCHING="a=10:1000:20, b.c=1:1:0",
+        PULSECART_LOG_LEVEL="warning",
+        PULSECART_PERSONAL_DATA="true",
+        PULSECART_TRACE_URL="http://localhost:16686/trace/{trace_id}",
     ) == Settings(
         transport="emulator",
         environment="staging",
@@ -81,6 +84,9 @@ def test_every_setting_is_read_from_its_variable():
         max_messages=5,
         max_bytes=20_000_000,
         ordering={"a": "shards:8", "b": "none"},
+        log_level="warning",
+        personal_data="true",
+        trace_url="http://localhost:16686/trace/{trace_id}",
         batching={
             "a": Batching(max_messages=10, max_bytes=1000, max_latency=0.02),
             "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
@@ -154,6 +160,17 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
         ({"PUBSUB_EMULATOR_HOST": "127.0.0.1"}, "must be host:port"),
         ({"GCP_PROJECT_ID": "a/b c"}, "GCP_PROJECT_ID (--project) must be a project id"),
         ({"PORT": "8_0"}, "PORT (--port) must be"),
+        ({"PULSECART_LOG_LEVEL": "warn"}, "PULSECART_LOG_LEVEL (--log-level) must be debug, info, warning or error"),
+        ({"PULSECART_PERSONAL_DATA": "yes"}, "must be true or false"),
+        ({"PULSECART_TRACE_URL": "http://localhost/trace"}, "a URL with {trace_id} in it"),
+        (
+            {
+                "PULSECART_PUBLISH_DEADLINE": "1",
+                "PULSECART_ORDERING": "pulsecart.user-actions=none",
+                "PULSECART_BATCHING": "pulsecart.user-actions=10:1000:600",
+            },
+            "PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: pulsecart.user-actions: messages may wait",
+        ),
         ({"PORT": "٣"}, "PORT (--port) must be"),
     ],
 )

@@ -62,14 +62,15 @@ def _set_up() -> list[Callable[[], object]]:
         exporters["traces"] = ""
     if any(exporters.values()):
         failures = _Failures()
-        logger = logging.getLogger("opentelemetry")
-        logger.addHandler(failures)
-        logger.propagate = False
         resource = _resource()
         if exporters["traces"]:
             flushes.append(_set_up_traces(exporters["traces"], resource, failures))
         if exporters["metrics"]:
             flushes.append(_set_up_metrics(exporters["metrics"], resource, failures))
+        # From now on; what the SDK has to say of the variables themselves is not kept from anybody.
+        logger = logging.getLogger("opentelemetry")
+        logger.addHandler(failures)
+        logger.propagate = False
     return flushes
 
 
@@ -169,16 +170,25 @@ async def _in_bounds(flush: Callable[[], object]) -> None:
         _log.warning("Telemetry was not exported to the end within %g s", FLUSH_SECONDS)
 
 
+@cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
+
+
 class _Failures(logging.Handler):
     """Says once that an exporter fails, and once that it works again, in place of the SDK's line for each attempt."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._why = "no reason was given"
+        self._said = threading.local()  # by the SDK, in the thread that exports
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what the SDK says, for when an export has failed."""
-        self._why = record.getMessage()
+        """Keep what the SDK says, for when an export has failed. That spans are dropped is said at once, and once."""
+        message = record.getMessage()
+        if message.startswith("Queue full"):
+            _warn_once("Spans are dropped: they come faster than their collector takes them")
+            return
+        self._said.lines = [*getattr(self._said, "lines", ()), message]
 
     def told(self, exporter: Any, signal: str) -> Any:
         """Return the exporter, whose failures are told."""
@@ -186,11 +196,14 @@ class _Failures(logging.Handler):
 
         def telling(*arguments: Any, **options: Any) -> Any:
             nonlocal failing
+            self._said.lines = []
             result = export(*arguments, **options)
             if (result.name != "SUCCESS") is not failing:
                 failing = not failing
                 if failing:
-                    _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, self._why)
+                    # The first line has the cause, the last one what became of it.
+                    why = "; ".join(dict.fromkeys([*self._said.lines[:1], *self._said.lines[-1:]]))
+                    _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, why)
                 else:
                     _log.warning("The %s reach their collector again", signal)
             return result

@@ -10,14 +10,15 @@ import grpc
 import httpx
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
 from pulsecart import Batching, BrokerUnavailable, Limits, Message, Producer, new_event_id, trace_id_of, unordered
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.settings import Settings
-from pulsecart.telemetry import tracing
+from pulsecart.telemetry import EventSampler, tracing
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server
 
@@ -233,6 +234,14 @@ async def test_an_event_is_sampled_by_its_callers_flag(traced, order_json, flag,
     (message,) = transport.messages
     assert message.attributes["traceparent"].endswith(f"-{flag}")
     assert message.attributes["traceparent"][3:35] == trace_id_of(message.attributes["event_id"])
+
+
+async def test_a_sampler_that_does_not_respect_parents_is_obeyed():
+    """Whoever turns tracing off for all turns it off, whatever callers say."""
+    sampler = EventSampler(ALWAYS_OFF)
+    caller = trace.SpanContext(int(CALLER_TRACE, 16), int(CALLER_SPAN, 16), is_remote=True, trace_flags=TraceFlags(1))
+    assert sampler.should_sample(Context({tracing.CALLER: caller}), 1, "create t").decision is Decision.DROP
+    assert sampler.get_description() == "EventSampler{AlwaysOffSampler}"
 
 
 async def test_in_a_library_the_current_span_is_the_caller(traced):

@@ -269,7 +269,8 @@ async def test_keys_never_share_a_request(server):
 async def test_messages_wait_for_others_as_long_as_the_batching_allows(server):
     """With a latency, messages that come soon after share the first request; a full batch does not wait."""
     limits = Limits(
-        batching={TOPICS[0]: Batching(max_latency=0.2), TOPICS[1]: Batching(max_messages=3, max_latency=10)}
+        deadline=20,
+        batching={TOPICS[0]: Batching(max_latency=0.2), TOPICS[1]: Batching(max_messages=3, max_latency=10)},
     )
     async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
         first = asyncio.create_task(transport.publish(message(1, "")))

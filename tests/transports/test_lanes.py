@@ -98,7 +98,7 @@ async def test_draining_does_not_wait_for_others_to_come():
         await gate.wait()
         return ["1"] * len(messages)
 
-    lanes = Lanes(send, Limits(batching={TOPICS[0]: Batching(max_messages=2, max_latency=10)}))
+    lanes = Lanes(send, Limits(deadline=20, batching={TOPICS[0]: Batching(max_messages=2, max_latency=10)}))
     tasks = [asyncio.ensure_future(lanes.publish(message(n))) for n in range(3)]
     lingering = asyncio.ensure_future(lanes.publish(message(1, "other")))
     while not sent:
@@ -114,7 +114,7 @@ async def test_draining_does_not_wait_for_others_to_come():
 
 async def test_ending_the_lanes_leaves_no_caller_waiting():
     """Whatever a task is doing when it is ended, even waiting for others to come, its callers are told."""
-    lanes = Lanes(lambda *_: None, Limits(batching={TOPICS[0]: Batching(max_latency=10)}))
+    lanes = Lanes(lambda *_: None, Limits(deadline=20, batching={TOPICS[0]: Batching(max_latency=10)}))
     publishing = asyncio.ensure_future(lanes.publish(message(1)))
     while not lanes._tasks:
         await asyncio.sleep(0)

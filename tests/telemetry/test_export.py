@@ -1,0 +1,238 @@
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+from opentelemetry.resourcedetector.gcp_resource_detector import _metadata
+
+from pulsecart.telemetry import export
+from tests.collector import collector
+from tests.serving import Served, serving
+
+ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
+
+
+def post(served: Served, **changes) -> httpx.Response:
+    return httpx.post(f"{served.url}/events/ingest", json=ORDER | changes, timeout=30)
+
+
+def lines_with(served: Served, text: str) -> list[dict[str, str]]:
+    return [line for line in map(json.loads, served.output.splitlines()) if text in line["message"]]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
+    """By the standard variables, over either protocol, with the resource; what is left goes out at the end."""
+    with collector(protocol) as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            answer = post(served)
+            assert answer.status_code == 202
+            assert served.stop() == 0
+        assert {span.name for span in collects.spans} == {
+            "POST /events/ingest",
+            f"create {'pulsecart.commerce-events'}",
+        }
+        (create,) = [span for span in collects.spans if span.name.startswith("create")]
+        assert create.trace_id.hex() == answer.json()["trace_id"]
+        for resource in collects.resources:
+            assert (resource["service.name"], resource["deployment.environment.name"]) == ("pulsecart", "test")
+            assert resource["service.version"]
+            assert resource["service.instance.id"]
+        assert {"http.server.request.duration", "pulsecart.events"} <= set(collects.metrics)
+    assert lines_with(served, "collector") == []
+
+
+def test_the_ratio_and_the_name_are_by_the_standard_variables(tmp_path):
+    """OTEL_TRACES_SAMPLER holds for events, OTEL_SERVICE_NAME for the resource, and .env may have either."""
+    (tmp_path / ".env").write_text("OTEL_SERVICE_NAME=shop-front\nOTEL_TRACES_SAMPLER=parentbased_traceidratio\n")
+    low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
+    with collector("grpc") as collects:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint, "OTEL_TRACES_SAMPLER_ARG": "0.5"}
+        with serving(cwd=tmp_path, **environment) as served:
+            for event_id in (low, high):
+                assert post(served, event_id=event_id).status_code == 202
+            served.stop()
+        creates = [span.trace_id.hex() for span in collects.spans if span.name.startswith("create")]
+        assert creates == [low.removeprefix("evt_")]
+        assert {resource["service.name"] for resource in collects.resources} == {"shop-front"}
+
+
+def test_metrics_alone_can_be_exported(tmp_path):
+    """With an endpoint for metrics only, nothing is traced."""
+    with collector("grpc") as collects:
+        with serving(cwd=tmp_path, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=collects.endpoint) as served:
+            assert "traceresponse" not in post(served).headers
+            served.stop()
+        assert "pulsecart.events" in collects.metrics
+        assert collects.spans == []
+
+
+def test_every_worker_exports(tmp_path):
+    """With two processes the spans of each reach the collector, from instances of their own."""
+    with collector("grpc") as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collects.endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "PUBSUB_EMULATOR_HOST": "127.0.0.1:1",
+            "PULSECART_PUBLISH_DEADLINE": "0.1",
+        }
+        with serving("--workers", "2", cwd=tmp_path, **environment) as served:
+            end = time.monotonic() + 30
+            while len({resource["service.instance.id"] for resource in collects.resources}) < 2:
+                assert time.monotonic() < end
+                assert post(served).status_code == 503
+            served.stop()
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}]
+)
+def test_without_an_exporter_nothing_is_traced_or_said(tmp_path, environment):
+    """Nothing configured, or the SDK disabled: no trace context, and no line about telemetry."""
+    with serving(cwd=tmp_path, **environment) as served:
+        assert "traceresponse" not in post(served).headers
+        assert served.stop() == 0
+    assert "collector" not in served.output
+    assert "opentelemetry" not in served.output.lower()
+
+
+def test_with_the_exporter_none_context_is_passed_on_and_nothing_is_exported(tmp_path):
+    """OTEL_TRACES_EXPORTER=none still gives each message its trace context."""
+    with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none") as served:
+        answer = post(served)
+        (message,) = httpx.get(f"{served.url}/dev/messages").json()["messages"]
+        assert message["attributes"]["traceparent"].split("-")[1] == answer.json()["trace_id"]
+        assert served.stop() == 0
+
+
+def test_an_exporter_that_does_not_exist_is_named(tmp_path):
+    """A misspelt exporter or protocol does not stop the service, and is said."""
+    with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="otpl") as served:
+        assert post(served).status_code == 202
+        served.stop()
+    (line,) = lines_with(served, "No traces are exported")
+    assert "'otpl'" in line["message"]
+
+
+def test_a_collector_that_is_down_is_said_once(tmp_path):
+    """Publishing goes on beside a collector that is not there; one line tells why, for traces and for metrics."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
+        "OTEL_BSP_SCHEDULE_DELAY": "10",
+        "OTEL_METRIC_EXPORT_INTERVAL": "100",
+    }
+    with serving(cwd=tmp_path, **environment) as served:
+        end = time.monotonic() + 30
+        while len(lines_with(served, "do not reach")) < 2:
+            assert time.monotonic() < end, served.output
+            assert post(served).status_code == 202
+        for _ in range(10):
+            assert post(served).status_code == 202
+        assert served.stop() == 0
+    lines = lines_with(served, "do not reach")
+    assert sorted(line["message"].split()[1] for line in lines) == ["metrics", "traces"]
+    assert {line["severity"] for line in lines} == {"WARNING"}
+    assert all("refused" in line["message"] for line in lines)
+    assert [line for line in lines_with(served, "retrying") if line not in lines] == []
+
+
+def test_a_collector_that_comes_back_is_said(tmp_path):
+    """After an outage one line tells that it is over, and spans arrive."""
+    with collector("http/protobuf") as collects:
+        collects.go_on.clear()
+        environment = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collects.endpoint}/v1/traces",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+            "OTEL_BSP_SCHEDULE_DELAY": "10",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            end = time.monotonic() + 30
+            while not lines_with(served, "do not reach"):
+                assert time.monotonic() < end, served.output
+                assert post(served).status_code == 202
+            collects.go_on.set()
+            while not lines_with(served, "again"):
+                assert time.monotonic() < end, served.output
+                assert post(served).status_code == 202
+            served.stop()
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end(tmp_path):
+    """Spans that find no room are dropped, said once; the flush at the end is bounded, and the exit status is 0."""
+    with collector("grpc") as collects:
+        collects.go_on.clear()
+        environment = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collects.endpoint,
+            "OTEL_BSP_MAX_QUEUE_SIZE": "2",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            for _ in range(10):
+                assert post(served).status_code == 202
+            assert len(lines_with(served, "Spans are dropped")) == 1
+            start = time.monotonic()
+            assert served.stop() == 0
+            assert time.monotonic() - start < 8
+    assert lines_with(served, "Telemetry was not exported to the end")
+
+
+def test_a_providers_host_is_left_alone(traced, monkeypatch):
+    """Where the host has set a TracerProvider, the application sets none."""
+    traced()
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    assert export._set_up.__wrapped__() == []
+
+
+def test_on_cloud_run_the_resource_says_so(monkeypatch):
+    """With Google's metadata server in reach the resource names service, revision, instance and region."""
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = json.dumps(
+                {
+                    "instance": {"id": "i-1", "region": "projects/1/regions/europe-west3"},
+                    "project": {"projectId": "shop"},
+                }
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_arguments) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setattr(_metadata, "_GCP_METADATA_URL", f"http://127.0.0.1:{server.server_port}/")
+        for name, value in {"K_SERVICE": "front", "K_REVISION": "front-2", "K_CONFIGURATION": "front"}.items():
+            monkeypatch.setenv(name, value)
+        _metadata.is_available.cache_clear()
+        _metadata.get_metadata.cache_clear()
+        attributes = export._resource().attributes
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+    assert (attributes["faas.name"], attributes["faas.version"], attributes["faas.instance"]) == (
+        "front",
+        "front-2",
+        "i-1",
+    )
+    assert (attributes["cloud.platform"], attributes["cloud.region"]) == ("gcp_cloud_run", "europe-west3")
+    assert attributes["service.name"] == "pulsecart"

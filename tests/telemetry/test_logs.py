@@ -1,0 +1,197 @@
+import asyncio
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import structlog
+
+from pulsecart import BrokerUnavailable, Message, trace_id_of
+from pulsecart.app import create_app
+from pulsecart.settings import Settings
+from pulsecart.telemetry import logs
+from pulsecart.transports import MemoryTransport
+from tests.serving import serving
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "no-line-may-have-this"
+
+
+@pytest.fixture(autouse=True)
+def _configured():
+    logs.configure("info", "shop")
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def lines(capsys):
+    """Return the lines written since the last call."""
+    return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@asynccontextmanager
+async def posting(transport):
+    app = create_app(Settings(transport="memory"), transport=transport)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    async with app.router.lifespan_context(app), client:
+
+        async def post(body):
+            return await client.post("/events/ingest", content=body, headers={"Content-Type": "application/json"})
+
+        yield post
+
+
+async def outage(_message: Message) -> None:
+    raise BrokerUnavailable("the broker is away")
+
+
+async def test_a_published_event_is_one_line(lines, order_json):
+    """With its ids, type, topic and duration, and the event's trace where Cloud Logging looks for it."""
+    async with posting(MemoryTransport()) as post:
+        answer = (await post(order_json(user_id=SECRET, payload={SECRET: SECRET}))).json()
+    (line,) = lines()
+    assert line.pop("time").endswith("+00:00")
+    assert 0 <= line.pop("duration_ms") < 10_000
+    assert line == {
+        "severity": "INFO",
+        "message": "published",
+        "event_id": answer["event_id"],
+        "event_type": "order.placed",
+        "topic": "pulsecart.commerce-events",
+        "message_id": answer["message_id"],
+        "logging.googleapis.com/trace": f"projects/shop/traces/{answer['trace_id']}",
+    }
+
+
+async def test_a_traced_event_names_its_span(lines, spans, order_json):
+    """Where tracing is on, the line has the span and whether it is sampled."""
+    async with posting(MemoryTransport()) as post:
+        await post(order_json())
+    (line,), create = lines(), spans.one("create")
+    assert line["logging.googleapis.com/trace"] == f"projects/shop/traces/{create.context.trace_id:032x}"
+    assert line["logging.googleapis.com/spanId"] == f"{create.context.span_id:016x}"
+    assert line["logging.googleapis.com/trace_sampled"] is True
+
+
+async def test_a_refused_event_names_the_problem(lines, order_json):
+    """A caller's fault is a line with the problem's code, and nothing that the caller wrote."""
+    async with posting(MemoryTransport()) as post:
+        for body in (order_json(user_id=SECRET, order_id=""), order_json(event_type=SECRET), SECRET.encode()):
+            await post(body)
+    found = lines()
+    assert [(line["severity"], line["message"], line["problem"], line.get("event_type")) for line in found] == [
+        ("INFO", "refused", "invalid-event", "order.placed"),
+        ("INFO", "refused", "unknown-event-type", None),
+        ("INFO", "refused", "malformed-body", None),
+    ]
+    assert SECRET not in json.dumps(found)
+
+
+async def test_a_failed_event_can_be_found_again(lines, order_json):
+    """An outage is a warning with the event's id, topic and trace, and the reason."""
+    async with posting(MemoryTransport(outage)) as post:
+        await post(order_json(event_id="mine"))
+    (line,) = lines()
+    assert (line["severity"], line["message"], line["problem"]) == ("WARNING", "failed", "broker-unavailable")
+    assert (line["event_id"], line["topic"], line["detail"]) == (
+        "mine",
+        "pulsecart.commerce-events",
+        "the broker is away",
+    )
+    assert line["logging.googleapis.com/trace"].endswith(trace_id_of("mine"))
+
+
+async def test_a_flood_of_failures_is_the_first_and_then_counts(lines, order_json, monkeypatch):
+    """Of a kind the first is logged, and then how many there were; at the end what was not said yet."""
+    monkeypatch.setattr(logs, "FLOOD_SECONDS", 0.2)
+    async with posting(MemoryTransport(outage)) as post:
+        for _ in range(50):
+            await post(order_json())
+        counted = []
+        async with asyncio.timeout(20):
+            while sum(line.get("repeated", 1) for line in counted) < 50:
+                counted += lines()
+                await asyncio.sleep(0.02)
+        assert len(counted) < 10
+        assert "repeated" not in counted[0]
+        await asyncio.sleep(0.5)  # the flood is over
+        assert lines() == []
+        for _ in range(3):
+            await post(order_json())
+    assert [line.get("repeated") for line in lines()] == [None, 2]
+
+
+async def test_a_defect_is_logged_with_its_traceback(tmp_path):
+    """A line of Python's own logging has the same form, and the traceback in it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logs.formatter("shop"))
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, __file__, 1, "it %s", ("failed",), sys.exc_info())
+    line = json.loads(handler.format(record))
+    assert (line["severity"], line["message"]) == ("ERROR", "it failed")
+    assert line["exception"].startswith("Traceback")
+    assert line["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_every_line_of_the_service_is_json(tmp_path):
+    """The banner, the server's own lines and events: one form."""
+    with serving(cwd=tmp_path) as served:
+        assert httpx.post(f"{served.url}/events/ingest", json={}).status_code == 400
+        served.stop()
+    found = [json.loads(line) for line in served.output.splitlines()]
+    assert len(found) > 5
+    assert all({"severity", "time", "message"} <= set(line) for line in found)
+
+
+def test_at_warning_events_are_not_logged(tmp_path):
+    """The level holds for events and for the server's own lines."""
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        env=os.environ | {"PULSECART_LOG_LEVEL": "warning"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert process.stderr == ""
+
+
+PROGRAM = """
+from starlette.testclient import TestClient
+from pulsecart.app import create_app
+with TestClient(create_app()) as client:
+    order = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}}
+    assert client.post("/events/ingest", json=order).status_code == 202
+"""
+
+
+def test_on_a_terminal_lines_are_for_people(tmp_path):
+    """Where the standard error is a terminal, lines are coloured text, not JSON."""
+    terminal, stderr = pty.openpty()
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROGRAM], cwd=tmp_path, stderr=stderr) as process:
+        os.close(stderr)
+        written = b""
+        while True:
+            try:
+                chunk = os.read(terminal, 4096)
+            except OSError:  # how a terminal ends
+                break
+            if not chunk:
+                break
+            written += chunk
+        assert process.wait(60) == 0
+    os.close(terminal)
+    (line,) = written.decode().splitlines()
+    assert "\x1b[" in line
+    assert "published" in line
+    assert not line.startswith("{")

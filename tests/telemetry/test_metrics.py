@@ -1,0 +1,194 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from opentelemetry import metrics as api
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from pulsecart import Batching, BrokerUnavailable, EventError, InvalidEvent, Limits, Message, Producer
+from pulsecart.app import create_app
+from pulsecart.events import OrderPlaced
+from pulsecart.settings import Settings
+from pulsecart.telemetry import metrics
+from pulsecart.transports import EmulatorTransport, MemoryTransport
+from tests.strict_server import strict_server
+from tests.transports.contract import message
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = OrderPlaced.topic
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+Read = Callable[[str], dict[frozenset[tuple[str, Any]], Any]]
+
+
+@pytest.fixture(scope="session")
+def reader() -> InMemoryMetricReader:
+    """Set a MeterProvider for all that follows: OpenTelemetry lets it be set only once."""
+    in_memory = InMemoryMetricReader()
+    api.set_meter_provider(MeterProvider([in_memory], shutdown_on_exit=False))
+    return in_memory
+
+
+@pytest.fixture
+def read(reader) -> Read:
+    """Return the points of a metric, by their attributes."""
+
+    def points(name: str) -> dict[frozenset[tuple[str, Any]], Any]:
+        data = reader.get_metrics_data()
+        return {
+            frozenset(point.attributes.items()): point
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        }
+
+    return points
+
+
+@pytest.fixture
+def grown(read) -> Callable[[str], dict[frozenset[tuple[str, Any]], float]]:
+    """Return by how much the points of a counter or histogram have grown since the last call, where they have."""
+    seen: dict[tuple[str, frozenset[tuple[str, Any]]], float] = {}
+
+    def growth(name: str) -> dict[frozenset[tuple[str, Any]], float]:
+        found = {}
+        for attributes, point in read(name).items():
+            value = point.count if hasattr(point, "count") else point.value
+            if difference := value - seen.get((name, attributes), 0):
+                found[attributes] = difference
+            seen[name, attributes] = value
+        return found
+
+    return growth
+
+
+def points(*entries: tuple[dict[str, Any], float]) -> dict[frozenset[tuple[str, Any]], float]:
+    return {frozenset(attributes.items()): value for attributes, value in entries}
+
+
+async def test_events_are_counted_by_type_and_outcome(grown, order_json):
+    """Published, invalid and failed ones, and what was wrong; a type that callers make up is one label value."""
+    grown("pulsecart.events")
+    outages = [None, BrokerUnavailable("test")]
+
+    async def handler(_message: Message) -> None:
+        if outage := outages.pop(0):
+            raise outage
+
+    producer = Producer(MemoryTransport(handler))
+    await producer.ingest(order_json())
+    bodies = [order_json(), order_json(user_id=""), *(order_json(event_type=f"made.up{n}") for n in range(3)), b"{"]
+    for body in bodies:
+        with pytest.raises((BrokerUnavailable, EventError)):
+            await producer.ingest(body)
+    with pytest.raises(InvalidEvent):
+        await producer.publish(OrderPlaced(user_id="u", order_id="o", payload={"n": float("nan")}))
+
+    def of(event_type: str, outcome: str, error: str = "") -> dict[str, str]:
+        labels = {"cloudevents.event_type": event_type, "pulsecart.outcome": outcome}
+        return labels | ({"error.type": error} if error else {})
+
+    assert grown("pulsecart.events") == points(
+        (of("order.placed", "published"), 1),
+        (of("order.placed", "failed", error="BrokerUnavailable"), 1),
+        (of("order.placed", "invalid", error="InvalidEvent"), 2),
+        (of(metrics.OTHER, "invalid", error="UnknownEventType"), 3),
+        (of(metrics.OTHER, "invalid", error="MalformedBody"), 1),
+    )
+
+
+async def test_requests_to_the_broker_are_counted_and_timed(grown, read):
+    """By the conventions: messages sent, durations in the recommended buckets, errors by the broker's status."""
+    for name in ("messaging.client.operation.duration", "messaging.client.sent.messages", "pulsecart.requests"):
+        grown(name)
+    limits = Limits(deadline=5, batching={TOPIC: Batching(max_messages=20, max_latency=0.5)})
+    async with (
+        strict_server([TOPIC]) as server,
+        EmulatorTransport(project="test", host=server.host, limits=limits) as transport,
+    ):
+        await asyncio.gather(*(transport.publish(message(n, "user", TOPIC)) for n in range(20)))
+        server.script.append(grpc.StatusCode.PERMISSION_DENIED)
+        with pytest.raises(Exception, match="PERMISSION_DENIED"):
+            await transport.publish(message(21, "", TOPIC))
+    send = {
+        "messaging.system": "gcp_pubsub",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": TOPIC,
+    }
+    failed = send | {"error.type": "PERMISSION_DENIED"}
+    assert grown("messaging.client.operation.duration") == points((send, 1), (failed, 1))
+    assert grown("messaging.client.sent.messages") == points((send, 20), (failed, 1))
+    sizes = {"messaging.destination.name": TOPIC}
+    assert grown("pulsecart.requests") == points(
+        (sizes | {"pulsecart.batch.size": "11-100"}, 1), (sizes | {"pulsecart.batch.size": "1"}, 1)
+    )
+    point = read("messaging.client.operation.duration")[frozenset(send.items())]
+    assert point.explicit_bounds == BUCKETS
+    assert 0 < point.sum < 10
+
+
+async def test_http_requests_are_timed_by_route_and_status(grown, read, order_json):
+    """Durations in seconds, in the recommended buckets; a 5xx has its status as the error's type."""
+    grown("http.server.request.duration")
+
+    async def outage(_message: Message) -> None:
+        raise BrokerUnavailable("test")
+
+    for transport, body in (
+        (MemoryTransport(), order_json()),
+        (MemoryTransport(), b"{"),
+        (MemoryTransport(outage), order_json()),
+    ):
+        app = create_app(Settings(transport="memory"), transport=transport)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await client.post("/events/ingest", content=body, headers={"Content-Type": "application/json"})
+    route = {"http.request.method": "POST", "http.route": "/events/ingest", "url.scheme": "http"}
+    assert grown("http.server.request.duration") == points(
+        (route | {"http.response.status_code": 202}, 1),
+        (route | {"http.response.status_code": 400}, 1),
+        (route | {"http.response.status_code": 503, "error.type": "503"}, 1),
+    )
+    accepted = frozenset((route | {"http.response.status_code": 202}).items())
+    assert read("http.server.request.duration")[accepted].explicit_bounds == BUCKETS
+
+
+async def test_what_is_in_flight_can_be_seen(read):
+    """Messages, their bytes, how many of them wait for their turn, and how long the oldest has waited."""
+
+    def value(name: str) -> float:
+        (point,) = read(name).values()
+        return point.value
+
+    gate = asyncio.Event()
+    async with strict_server([TOPIC]) as server, EmulatorTransport(project="test", host=server.host) as transport:
+        server.script.append(gate)
+        calls = [message(n, "user", TOPIC) for n in range(3)]
+        tasks = [asyncio.create_task(transport.publish(calls[0]))]
+        await server.received(1)
+        tasks += [asyncio.create_task(transport.publish(call)) for call in calls[1:]]
+        await asyncio.sleep(0.05)
+        assert value("pulsecart.messages.in_flight") == 3
+        assert value("pulsecart.bytes.in_flight") == sum(call.size for call in calls)
+        assert value("pulsecart.messages.waiting") == 2
+        assert value("pulsecart.oldest_message.age") >= 0.04
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert value("pulsecart.messages.in_flight") == value("pulsecart.oldest_message.age") == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "name"), [(1, "1"), (2, "2-10"), (10, "2-10"), (11, "11-100"), (100, "11-100"), (101, "101-1000")]
+)
+def test_batch_sizes_fall_into_few_classes(grown, count, name):
+    """However large a request is, its label is one of four."""
+    grown("pulsecart.requests")
+    metrics.send_ended("t", count, 0.1)
+    assert grown("pulsecart.requests") == points(({"messaging.destination.name": "t", "pulsecart.batch.size": name}, 1))
