@@ -88,6 +88,7 @@ def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
     session.install(".", *group("test"))
     session.run("python", "examples/library.py")
+    session.run("python", "examples/tracing.py")
     session.run("pytest", "--rootdir=examples", "-c", os.devnull, "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")

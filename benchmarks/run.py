@@ -63,6 +63,20 @@ def with_clock(port: int) -> list[str]:
 
 
 MEMORY = {"PUBSUB_EMULATOR_HOST": ""}
+QUIET = {"OTEL_SDK_DISABLED": "true", "PULSECART_LOG_LEVEL": "warning"}
+"""What every row has, but those that measure telemetry: the floor has none either."""
+
+
+def sampled(share: str) -> dict[str, str]:
+    """Return the settings for everything on: traces of a share of the events, metrics, and a log line for each."""
+    return {
+        "OTEL_SDK_DISABLED": "",
+        "PULSECART_LOG_LEVEL": "info",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": share,
+        "OTEL_METRIC_EXPORT_INTERVAL": "5000",
+    }
+
 
 SECTIONS: dict[str, list[Row]] = {
     "As fast as they can, 64 connections": [
@@ -75,6 +89,11 @@ SECTIONS: dict[str, list[Row]] = {
         Row("bare ASGI and bare stub (the floor)", bare("publish"), rate=1000),
         Row("pulsecart", pulsecart(), rate=1000),
         Row("pulsecart, with a clock in its loop", with_clock, rate=1000),
+    ],
+    "Telemetry, as fast as they can, 64 connections": [
+        Row("off, logs at warning", pulsecart()),
+        Row("all on, 10 % sampled", pulsecart(), sampled("0.1")),
+        Row("all on, 100 % sampled", pulsecart(), sampled("1")),
     ],
     "Orderings, as fast as they can, 256 connections": [
         Row("`user`", pulsecart(), connections=256),
@@ -156,7 +175,7 @@ def measure(row: Row, events: int) -> dict[str, float]:
     """Start the row's service, put it under its load, stop it, and return what was seen."""
     port = free_port()
     started = time.perf_counter()
-    with process(*row.command(port), environment=row.environment) as service:
+    with process(*row.command(port), environment=QUIET | dict(row.environment)) as service:
         wait_until_it_accepts(port)
         start_seconds = time.perf_counter() - started
         idle_mb = resident_mb(service.pid)
@@ -218,13 +237,16 @@ def ratio(over: Rounds, under: Rounds, figure: str = "cpu_us") -> str:
 
 def findings(results: dict[str, dict[str, Rounds]], libraries: list[dict[str, Any]]) -> list[str]:
     """Return the ratios that the project promises."""
-    full, steady, orderings = results.values()
+    full, steady, telemetry, orderings = results.values()
+    off = telemetry["off, logs at warning"]
     floor = "bare ASGI and bare stub (the floor)"
     clocked = steady["pulsecart, with a clock in its loop"]
     lines = [
         f"- CPU per event over the floor, at full speed: {ratio(full['pulsecart'], full[floor])}",
         f"- CPU per event over the floor, at 1000 events/s: {ratio(steady['pulsecart'], steady[floor])}",
         f"- event-loop lag at 1000 events/s, p99: {middle(clocked, 'lag_p99_ms', 1)} ms",
+        f"- CPU per event with telemetry on, 10 % sampled, over off: {ratio(telemetry['all on, 10 % sampled'], off)}",
+        f"- CPU per event with telemetry on, 100 % sampled, over off: {ratio(telemetry['all on, 100 % sampled'], off)}",
         f"- throughput of `shards:8` over `user`: {ratio(orderings['`shards:8`'], orderings['`user`'], 'per_second')}",
     ]
     for name in ("transport", "producer"):
@@ -279,7 +301,12 @@ def main() -> None:
     libraries = []
     port = free_port()
     os.environ["PUBSUB_EMULATOR_HOST"] = f"127.0.0.1:{port}"
-    with process("-m", "benchmarks.broker", str(port), str(BROKER_LATENCY), environment={}):
+    with (
+        process("-m", "benchmarks.broker", str(port), str(BROKER_LATENCY), environment={}),
+        process("-m", "benchmarks.collector", environment={}) as collects,
+    ):
+        assert collects.stdout is not None
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collects.stdout.readline().strip()
         for number in range(asked.rounds):
             for section, rows in SECTIONS.items():
                 for row in rows:
@@ -287,10 +314,18 @@ def main() -> None:
                     results[section][row.name].append(seen)
                     print(f"{number + 1}/{asked.rounds} {section}: {row.name}: {seen['cpu_us']:.0f} us", flush=True)
             libraries.append(library(asked.users if number == asked.rounds - 1 else 0))
+    received = json.loads(collects.stdout.readline())
     lines = [PREFACE, *machine()]
     for section, rounds in results.items():
         lines += ["", f"## {section}", "", *table(rounds)]
-    lines += ["", "## In short", "", *findings(results, libraries), ""]
+    lines += [
+        "",
+        "## In short",
+        "",
+        *findings(results, libraries),
+        f"- the collector received {received['spans']:,} spans and {received['metrics']:,} metrics",
+        "",
+    ]
     asked.output.write_text("\n".join(lines))
     print("\n".join(lines))
 

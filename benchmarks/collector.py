@@ -1,0 +1,21 @@
+"""The tests' OpenTelemetry collector as a process: prints where it listens and, once stopped, how much it received."""
+
+import json
+import signal
+import threading
+
+from tests.collector import collector
+
+
+def main() -> None:
+    """Serve until stopped."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    with collector("grpc") as collects:
+        print(collects.endpoint, flush=True)
+        stopped.wait()
+        print(json.dumps({"spans": len(collects.spans), "metrics": len(collects.metrics)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
