@@ -25,9 +25,11 @@ collected = InMemorySpanExporter()
 
 def consume(message: Message, tracer: trace.Tracer) -> None:
     """Handle a message, as a consumer that continues the trace which the message carries."""
-    with tracer.start_as_current_span("process order.placed", extract(message.attributes), SpanKind.CONSUMER):
-        with tracer.start_as_current_span("pack the parcel"):
-            pass
+    with (
+        tracer.start_as_current_span("process order.placed", extract(message.attributes), SpanKind.CONSUMER),
+        tracer.start_as_current_span("pack the parcel"),
+    ):
+        pass
 
 
 def tree(spans: list[ReadableSpan], parent: int | None = None, depth: int = 0) -> list[str]:
