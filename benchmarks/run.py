@@ -138,12 +138,12 @@ def load(port: int, connections: int, events: int, rate: int = 0) -> dict[str, f
     return result
 
 
-def wait_until_it_accepts(port: int) -> None:
+def wait_until_it_accepts(port: int, service: subprocess.Popen[str]) -> None:
     """Post events until one is answered 202."""
     end = time.monotonic() + START_SECONDS
     body = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'
     head = b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    while time.monotonic() < end:
+    while time.monotonic() < end and service.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as connection:
                 connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -176,7 +176,7 @@ def measure(row: Row, events: int) -> dict[str, float]:
     port = free_port()
     started = time.perf_counter()
     with process(*row.command(port), environment=QUIET | dict(row.environment)) as service:
-        wait_until_it_accepts(port)
+        wait_until_it_accepts(port, service)
         start_seconds = time.perf_counter() - started
         idle_mb = resident_mb(service.pid)
         load(port, row.connections, WARM_UP)

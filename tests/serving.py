@@ -26,6 +26,16 @@ class Served:
         self.url = ""
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """The most that the process was resident with, its children not counted."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+    @property
     def output(self) -> str:
         return "".join(self._lines)
 

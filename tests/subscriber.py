@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import grpc
 from google.api_core.exceptions import DeadlineExceeded
-from google.pubsub_v1 import SubscriberClient
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
 from pulsecart import Message
@@ -18,18 +19,25 @@ MAX_BYTES = 20_000_000
 class Subscriber:
     """Subscriptions to topics of one project, in order per key."""
 
-    def __init__(self, client: SubscriberClient, project: str) -> None:
+    def __init__(self, client: SubscriberClient, publisher: PublisherClient, project: str) -> None:
         self._client = client
+        self._publisher = publisher
         self._project = project
 
-    def subscribe(self, topics: list[str]) -> None:
+    def subscribe(self, topics: list[str], name: str = "") -> None:
         for topic in topics:
             subscription = {
-                "name": f"projects/{self._project}/subscriptions/{topic}",
+                "name": f"projects/{self._project}/subscriptions/{name or topic}",
                 "topic": f"projects/{self._project}/topics/{topic}",
                 "enable_message_ordering": True,
             }
             self._client.create_subscription(request=subscription, retry=None, timeout=PULL_SECONDS)
+
+    def delete_topic(self, topic: str) -> None:
+        self._publisher.delete_topic(topic=f"projects/{self._project}/topics/{topic}", retry=None, timeout=PULL_SECONDS)
+
+    def create_topic(self, topic: str) -> None:
+        self._publisher.create_topic(name=f"projects/{self._project}/topics/{topic}", retry=None, timeout=PULL_SECONDS)
 
     def pull(self, topic: str, count: int) -> list[Message]:
         """Pull until there are `count` messages, and once more to see that there are no others."""
@@ -39,8 +47,18 @@ class Subscriber:
             found += self._pull_some(topic, seconds=5)
         return found + self._pull_some(topic, seconds=0.5)
 
-    def _pull_some(self, topic: str, seconds: float) -> list[Message]:
-        path = f"projects/{self._project}/subscriptions/{topic}"
+    def pull_event_ids(self, topic: str, wanted: set[str], name: str = "") -> list[str]:
+        """Pull until all of these were delivered, and then until nothing comes; return ids in order of delivery."""
+        found: list[str] = []
+        end = time.monotonic() + PULL_SECONDS
+        while wanted.difference(found) and time.monotonic() < end:
+            found += [message.attributes["event_id"] for message in self._pull_some(topic, 2, name)]
+        while more := self._pull_some(topic, 0.5, name):
+            found += [message.attributes["event_id"] for message in more]
+        return found
+
+    def _pull_some(self, topic: str, seconds: float, name: str = "") -> list[Message]:
+        path = f"projects/{self._project}/subscriptions/{name or topic}"
         try:
             response = self._client.pull(subscription=path, max_messages=100, retry=None, timeout=seconds)
         except DeadlineExceeded:
@@ -62,4 +80,5 @@ class Subscriber:
 def subscriber(host: str, project: str) -> Iterator[Subscriber]:
     channel = grpc.insecure_channel(host, options=[("grpc.max_receive_message_length", MAX_BYTES)])
     with SubscriberClient(transport=SubscriberGrpcTransport(channel=channel)) as client:
-        yield Subscriber(client, project)
+        publisher = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+        yield Subscriber(client, publisher, project)

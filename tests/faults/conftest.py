@@ -1,0 +1,113 @@
+"""The service as a process, between callers and a broker that fails; and the report."""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from attrs import define
+
+from tests.faults.load import Load, first_deliveries
+from tests.faults.proxy import Proxy, proxy
+from tests.serving import Served, serving
+from tests.subscriber import Subscriber, subscriber
+
+TOPIC = "pulsecart.commerce-events"
+DEADLINE = "2"
+MOST_MEMORY_MB = 400
+
+_report = pytest.StashKey[list[str]]()
+
+
+@define
+class World:
+    """A running service, its proxy to the emulator, and a subscription."""
+
+    served: Served
+    proxy: Proxy
+    project: str
+    subscriber: Subscriber
+
+
+@pytest.fixture
+def scale(request: pytest.FixtureRequest) -> int:
+    """By how much the load is to be multiplied: `--long` makes it ten times as much."""
+    return 10 if request.config.getoption("--long") else 1
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Callable[..., AsyncIterator[World]]:
+    @asynccontextmanager
+    async def run(*arguments: str, **environment: str) -> AsyncIterator[World]:
+        project = f"p-{uuid.uuid4().hex[:12]}"
+        emulator = os.environ["PUBSUB_EMULATOR_HOST"]
+        with subscriber(emulator, project) as client:
+            async with proxy(emulator) as passes:
+                options = ("--project", project, "--emulator-host", passes.address, "--publish-deadline", DEADLINE)
+                # The service needs the proxy, which lives in this event loop, to start and to stop.
+                service = serving(*options, *arguments, cwd=tmp_path, **environment)
+                served = await asyncio.to_thread(service.__enter__)
+                try:
+                    await asyncio.to_thread(client.subscribe, [TOPIC])
+                    yield World(served, passes, project, client)
+                finally:
+                    await asyncio.to_thread(service.__exit__, None, None, None)
+
+    return run
+
+
+@pytest.fixture
+def judged(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Judge a load: nothing that got a 202 is lost, first deliveries are in order, nothing was made up."""
+
+    def judge(load: Load, delivered: list[str], memory_mb: float, fault_ended: float | None = None) -> None:
+        found = first_deliveries(delivered)
+        lost = set(load.accepted) - set(delivered)
+        made_up = set(delivered) - load.sent
+        disordered = [user for user, numbers in found.items() if numbers != sorted(numbers)]
+        recovery = ""
+        if fault_ended is not None:
+            later = [moment for moment in load.accepted.values() if moment > fault_ended]
+            recovery = f"{min(later) - fault_ended:.1f}" if later else "-"
+        figures = [len(load.sent), len(load.accepted), len(delivered), len(lost), len(disordered), f"{memory_mb:.0f}"]
+        name = request.node.name.removeprefix("test_").replace("_", " ")
+        row = " | ".join([name, *map(str, figures), recovery])
+        request.config.stash.setdefault(_report, []).append(f"| {row} |")
+        assert (lost, made_up, disordered) == (set(), set(), [])
+        assert memory_mb < MOST_MEMORY_MB
+
+    return judge
+
+
+@pytest.fixture
+def judge_by_subscriber(judged) -> Callable[..., object]:
+    """Judge a load by what Google's subscriber pulls."""
+
+    async def judge(load: Load, world: World, fault_ended: float | None = None) -> None:
+        memory_mb = world.served.peak_memory_mb
+        delivered = await asyncio.to_thread(world.subscriber.pull_event_ids, TOPIC, set(load.accepted))
+        judged(load, delivered, memory_mb, fault_ended)
+
+    return judge
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if rows := config.stash.get(_report, []):
+        terminalreporter.section("faults")
+        names = ["fault", "sent", "202", "deliveries", "lost", "users out of order", "peak MB", "recovery s"]
+        terminalreporter.line(f"| {' | '.join(names)} |")
+        terminalreporter.line("|---" * len(names) + "|")
+        for row in rows:
+            terminalreporter.line(row)
+
+
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for a state, with a bound."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        await asyncio.sleep(0.02)

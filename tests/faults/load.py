@@ -1,0 +1,77 @@
+"""Callers as they should be: each waits for its answer, and tries again under the same event id."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+import httpx
+from attrs import Factory, define
+
+GIVE_UP_SECONDS = 90.0
+"""How long a caller tries one event. It is far beyond every fault: whoever gives up has found an error for ever."""
+
+
+@define
+class Load:
+    """What callers sent, and what became of it."""
+
+    sent: set[str] = Factory(set)
+    accepted: dict[str, float] = Factory(dict)
+    """When each event got its 202."""
+    refused: dict[str, int] = Factory(lambda: defaultdict(int))
+    """Answers other than 202, by status, and `none` where there was no answer."""
+    slowest: float = 0.0
+
+
+async def call(url: str, load: Load, user: str, events: int, *, extra: str = "", pause: float = 0.0) -> None:
+    """Post numbered events of one user, one after another."""
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
+        for number in range(events):
+            event_id = f"{user}:{number}"
+            load.sent.add(event_id)
+            body = {
+                "event_type": "order.placed",
+                "user_id": user,
+                "order_id": "o",
+                "event_id": event_id,
+                "payload": {"number": number, "extra": extra},
+            }
+            start = time.monotonic()
+            while await _status(client, body, load) != 202:
+                assert time.monotonic() - start < GIVE_UP_SECONDS, f"{event_id} was never accepted: {dict(load.refused)}"
+                await asyncio.sleep(0.1)
+            load.accepted[event_id] = time.monotonic()
+            load.slowest = max(load.slowest, time.monotonic() - start)
+            if pause:
+                await asyncio.sleep(pause)
+
+
+async def _status(client: httpx.AsyncClient, body: dict[str, object], load: Load) -> int:
+    try:
+        response = await client.post("/events/ingest", json=body)
+    except httpx.TransportError:
+        load.refused["none"] += 1
+        return 0
+    if response.status_code != 202:
+        load.refused[str(response.status_code)] += 1
+        assert response.status_code == 503, response.text
+        assert response.json()["retryable"] is True
+    return response.status_code
+
+
+async def crowd(url: str, load: Load, users: Iterable[str], events: int, *, pause: float = 0.0) -> None:
+    """Let all users call at once."""
+    async with asyncio.TaskGroup() as callers:
+        for user in users:
+            callers.create_task(call(url, load, user, events, pause=pause))
+
+
+def first_deliveries(event_ids: Iterable[str]) -> dict[str, list[int]]:
+    """Return the numbers of each user's events in the order in which they were first delivered."""
+    found: dict[str, dict[int, None]] = defaultdict(dict)
+    for event_id in event_ids:
+        user, _, number = event_id.rpartition(":")
+        found[user].setdefault(int(number))
+    return {user: list(numbers) for user, numbers in found.items()}
