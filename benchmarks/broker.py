@@ -15,7 +15,7 @@ async def main(port: int, latency: float) -> None:
         server.latency = latency
         while True:
             await asyncio.sleep(1)
-            for kept in (server.requests, server.metadata, server.peers):
+            for kept in (server.requests, server.metadata, server.peers, server.confirmed):
                 kept.clear()
 
 

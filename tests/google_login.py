@@ -82,6 +82,22 @@ def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
             self.end_headers()
             self.wfile.write(json.dumps({"error": "it is down"} if endpoint.down else body).encode())
 
+        def do_GET(self) -> None:
+            """Answer as the metadata server of a machine at Google does."""
+            body: dict[str, object] = {"email": "pulsecart@test", "scopes": [], "aliases": ["default"]}
+            if self.path.partition("?")[0].endswith("/token"):
+                endpoint.asked += 1
+                body = {
+                    "access_token": f"token-{endpoint.asked}",
+                    "expires_in": endpoint.lifetime,
+                    "token_type": "Bearer",
+                }
+            self.send_response(503 if endpoint.down else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Metadata-Flavor", "Google")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -43,6 +43,10 @@ class Served:
         assert self._listens.wait(START_SECONDS), f"did not start in {START_SECONDS} s:\n{self.output}"
         assert self.url, f"ended before it listened:\n{self.output}"
 
+    def children(self) -> list[int]:
+        """Return the processes that it has started."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def tell_to_stop(self, number: int = signal.SIGTERM) -> None:
         self._process.send_signal(number)
 
@@ -63,7 +67,7 @@ class Served:
             self._lines.append(line)
             if found := re.search(r"Uvicorn running on (http://\S+)", line):
                 self.url = found[1]
-            if self.url and "startup complete" in self.output:
+            if not self._listens.is_set() and self.url and "startup complete" in self.output:
                 self._listens.set()
         self._listens.set()
 

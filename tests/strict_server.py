@@ -32,6 +32,8 @@ class StrictServer:
         """Of each publish request, in the same order."""
         self.peers: list[str] = []
         """The connection of each publish request, likewise."""
+        self.confirmed: list[Any] = []
+        """The messages that were published, in order."""
         self.script: deque[grpc.StatusCode | asyncio.Event | list[str] | None] = deque()
         self.poison = b"\0"
         """A request with a message that has these bytes in its data is refused."""
@@ -84,6 +86,7 @@ class StrictServer:
             await context.abort(*fault)
         first = self._published + 1
         self._published += len(request.messages)
+        self.confirmed += request.messages
         return _Response(message_ids=[str(number) for number in range(first, self._published + 1)])
 
     async def _get_topic(self, request: GetTopicRequest, context: grpc.aio.ServicerContext) -> Topic:

@@ -4,9 +4,10 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define
@@ -14,6 +15,7 @@ from attrs import define
 from tests.faults.load import Load, first_deliveries
 from tests.faults.proxy import Proxy, proxy
 from tests.serving import Served, serving
+from tests.strict_server import StrictServer, strict_server
 from tests.subscriber import Subscriber, subscriber
 
 TOPIC = "pulsecart.commerce-events"
@@ -37,6 +39,21 @@ class World:
 def scale(request: pytest.FixtureRequest) -> int:
     """By how much the load is to be multiplied: `--long` makes it ten times as much."""
     return 10 if request.config.getoption("--long") else 1
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable[..., asyncio.Task[None]]]:
+    """Start something beside the test, and end it with the test."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def run(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        tasks.append(asyncio.create_task(coroutine))
+        return tasks[-1]
+
+    yield run
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.fixture
@@ -91,6 +108,35 @@ def judge_by_subscriber(judged) -> Callable[..., object]:
         memory_mb = world.served.peak_memory_mb
         delivered = await asyncio.to_thread(world.subscriber.pull_event_ids, TOPIC, set(load.accepted))
         judged(load, delivered, memory_mb, fault_ended)
+
+    return judge
+
+
+@pytest.fixture
+def strictly(tmp_path: Path) -> Callable[..., AsyncIterator[tuple[Served, StrictServer]]]:
+    """Run the service against the strict server, where the emulator is too lenient."""
+
+    @asynccontextmanager
+    async def run(*arguments: str, **environment: str) -> AsyncIterator[tuple[Served, StrictServer]]:
+        async with strict_server([TOPIC], project="strict") as server:
+            options = ("--project", "strict", "--emulator-host", server.host, "--publish-deadline", DEADLINE)
+            service = serving(*options, *arguments, cwd=tmp_path, **environment)
+            served = await asyncio.to_thread(service.__enter__)
+            try:
+                yield served, server
+            finally:
+                await asyncio.to_thread(service.__exit__, None, None, None)
+
+    return run
+
+
+@pytest.fixture
+def judge_by_server(judged) -> Callable[..., None]:
+    """Judge a load by what the strict server confirmed."""
+
+    def judge(load: Load, served: Served, server: StrictServer, fault_ended: float | None = None) -> None:
+        delivered = [message.attributes["event_id"] for message in server.confirmed]
+        judged(load, delivered, served.peak_memory_mb, fault_ended)
 
     return judge
 

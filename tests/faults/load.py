@@ -24,11 +24,11 @@ class Load:
     slowest: float = 0.0
 
 
-async def call(url: str, load: Load, user: str, events: int, *, extra: str = "", pause: float = 0.0) -> None:
+async def call(url: str, load: Load, user: str, events: int, *, first: int = 0, pause: float = 0.0) -> None:
     """Post numbered events of one user, one after another."""
     limits = httpx.Limits(max_connections=1)
     async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
-        for number in range(events):
+        for number in range(first, first + events):
             event_id = f"{user}:{number}"
             load.sent.add(event_id)
             body = {
@@ -36,11 +36,13 @@ async def call(url: str, load: Load, user: str, events: int, *, extra: str = "",
                 "user_id": user,
                 "order_id": "o",
                 "event_id": event_id,
-                "payload": {"number": number, "extra": extra},
+                "payload": {"number": number},
             }
             start = time.monotonic()
             while await _status(client, body, load) != 202:
-                assert time.monotonic() - start < GIVE_UP_SECONDS, f"{event_id} was never accepted: {dict(load.refused)}"
+                assert time.monotonic() - start < GIVE_UP_SECONDS, (
+                    f"{event_id} was never accepted: {dict(load.refused)}"
+                )
                 await asyncio.sleep(0.1)
             load.accepted[event_id] = time.monotonic()
             load.slowest = max(load.slowest, time.monotonic() - start)

@@ -1,24 +1,37 @@
 """The broker fails, and comes back: every 202 was true, and order holds."""
 
 import asyncio
+import json
+import os
 import random
 import time
+import uuid
 
+import grpc
+import httpx
 import pytest
 
+from pulsecart import BrokerUnavailable, Limits, Producer, Receipt
+from pulsecart.events import OrderPlaced
+from pulsecart.transports import EmulatorTransport
 from tests.faults.conftest import TOPIC, until
-from tests.faults.load import Load, crowd
+from tests.faults.load import Load, call, crowd
+from tests.faults.proxy import Proxy, proxy
+from tests.google_login import certificate_for_localhost, token_endpoint
+from tests.serving import serving
+from tests.strict_server import strict_server
+from tests.subscriber import subscriber
 
 pytestmark = [pytest.mark.faults, pytest.mark.emulator, pytest.mark.anyio]
 
 USERS = [f"user-{number}" for number in range(20)]
 
 
-async def test_connection_cut_at_random(world, judge_by_subscriber, scale):
+async def test_connection_cut_at_random(start, world, judge_by_subscriber, scale):
     """The connection to the broker is cut fifty times, under load."""
     load = Load()
     async with world() as w:
-        callers = asyncio.create_task(crowd(w.served.url, load, USERS, 60 * scale, pause=0.02))
+        callers = start(crowd(w.served.url, load, USERS, 60 * scale, pause=0.02))
         for _ in range(50):
             await asyncio.sleep(random.uniform(0, 0.1))
             w.proxy.cut()
@@ -28,12 +41,12 @@ async def test_connection_cut_at_random(world, judge_by_subscriber, scale):
 
 
 @pytest.mark.parametrize("direction", ["requests", "answers"])
-async def test_broker_silent(world, judge_by_subscriber, direction, scale):
+async def test_broker_silent(start, world, judge_by_subscriber, direction, scale):
     """Past the deadline nothing is passed on: to the broker, or, while it goes on publishing, from it."""
     load = Load()
     async with world() as w:
         flows = getattr(w.proxy, direction)
-        callers = asyncio.create_task(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
+        callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
         await until(lambda: len(load.accepted) > 100)
         flows.clear()
         await asyncio.sleep(6)
@@ -44,11 +57,11 @@ async def test_broker_silent(world, judge_by_subscriber, direction, scale):
         await judge_by_subscriber(load, w, ended)
 
 
-async def test_broker_refuses_connections(world, judge_by_subscriber, scale):
+async def test_broker_refuses_connections(start, world, judge_by_subscriber, scale):
     """For thirty seconds nobody listens; readiness falls meanwhile, and comes back by itself."""
     load = Load()
     async with world() as w:
-        callers = asyncio.create_task(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
+        callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
         await until(lambda: len(load.accepted) > 100)
         await w.proxy.refuse()
         await asyncio.sleep(30)
@@ -68,11 +81,11 @@ async def test_broker_slow(world, judge_by_subscriber, scale):
         await judge_by_subscriber(load, w)
 
 
-async def test_topic_deleted_and_made_again(world, judged, scale):
+async def test_topic_deleted_and_made_again(start, world, judged, scale):
     """While the topic is missing events are refused, retryably; when it is back they are published."""
     load = Load()
     async with world() as w:
-        callers = asyncio.create_task(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
+        callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
         await until(lambda: len(load.accepted) > 100)
         await asyncio.to_thread(w.subscriber.delete_topic, TOPIC)
         await until(lambda: load.refused["503"])
@@ -87,3 +100,142 @@ async def test_topic_deleted_and_made_again(world, judged, scale):
         memory_mb = w.served.peak_memory_mb
         delivered += await asyncio.to_thread(w.subscriber.pull_event_ids, TOPIC, rest, "again")
         judged(load, delivered, memory_mb, ended)
+
+
+async def test_storm_of_refusals(start, strictly, judge_by_server, scale):
+    """For a while most requests are refused with RESOURCE_EXHAUSTED or worse."""
+    load = Load()
+    async with strictly() as (served, server):
+        callers = start(crowd(served.url, load, USERS, 40 * scale, pause=0.01))
+        await until(lambda: len(load.accepted) > 100)
+        statuses = [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, None]
+        server.script.extend(random.choices(statuses, k=600))
+        await until(lambda: not server.script)
+        ended = time.monotonic()
+        await callers
+        judge_by_server(load, served, server, ended)
+
+
+async def test_poison_among_thousands(start, strictly, judge_by_server, scale):
+    """One message that the broker refuses, in requests with many others, is found; its neighbours are published."""
+    load = Load()
+    async with strictly("--ordering", f"{TOPIC}=shards:2") as (served, server):
+        server.poison = b"poison-pill"
+        server.latency = 0.02
+        callers = start(crowd(served.url, load, [f"user-{n}" for n in range(100)], 20 * scale))
+        async with httpx.AsyncClient(base_url=served.url) as client:
+            for number in range(10):
+                body = {
+                    "event_type": "order.placed",
+                    "user_id": f"bad-{number}",
+                    "order_id": "poison-pill",
+                    "payload": {},
+                }
+                answer = await client.post("/events/ingest", json=body)
+                assert (answer.status_code, answer.json()["type"]) == (422, "message-refused")
+        await callers
+        assert max(len(request.messages) for request in server.requests) > 10
+        judge_by_server(load, served, server)
+
+
+async def test_one_hot_user(strictly, judge_by_server):
+    """While one user's events wait for each other for seconds, other users' do not wait for them."""
+    hot, others = Load(), Load()
+    async with strictly("--batching", f"{TOPIC}=1:1000000:0", "--publish-deadline", "20") as (served, server):
+        server.latency = 0.05
+        async with asyncio.TaskGroup() as callers:
+            for number in range(60):
+                callers.create_task(call(served.url, hot, "hot", 1, first=number))
+            callers.create_task(crowd(served.url, others, [f"user-{n}" for n in range(50)], 5))
+        assert others.slowest < hot.slowest / 2
+        delivered = [m.attributes["event_id"] for m in server.confirmed if m.ordering_key != "hot"]
+        assert set(others.accepted) == set(delivered)
+        others.sent |= hot.sent
+        judge_by_server(others, served, server)
+
+
+async def test_token_endpoint_down(start, judged, tmp_path):
+    """Tokens expire while nobody gives new ones: events are refused, retryably, until there is one again."""
+    load = Load()
+    key, certificate = certificate_for_localhost()
+    (tmp_path / "roots.pem").write_bytes(certificate)
+    with token_endpoint(lifetime=4) as endpoint:
+        machine = endpoint.url.removeprefix("http://")
+        async with strict_server([TOPIC], project="strict", certificate=(key, certificate)) as server:
+            options = (
+                "--transport",
+                "pubsub",
+                "--environment",
+                "prod",
+                "--project",
+                "strict",
+                "--endpoint",
+                server.host,
+            )
+            service = serving(
+                *options,
+                "--publish-deadline",
+                "2",
+                cwd=tmp_path,
+                CLOUDSDK_CONFIG=str(tmp_path),
+                GCE_METADATA_HOST=machine,
+                GCE_METADATA_IP=machine,
+                GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=str(tmp_path / "roots.pem"),
+                PUBSUB_EMULATOR_HOST="",
+            )
+            served = await asyncio.to_thread(service.__enter__)
+            try:
+                callers = start(crowd(served.url, load, USERS, 40, pause=0.3))
+                await until(lambda: len(load.accepted) > 100)
+                endpoint.down = True
+                await until(lambda: load.refused["503"])
+                endpoint.down = False
+                ended = time.monotonic()
+                await callers
+                delivered = [message.attributes["event_id"] for message in server.confirmed]
+                judged(load, delivered, served.peak_memory_mb, ended)
+            finally:
+                await asyncio.to_thread(service.__exit__, None, None, None)
+
+
+async def test_hundreds_at_once_on_one_key(start, judged, scale):
+    """In the library: of messages published at once on one key, those that fail and are tried again keep the order."""
+    emulator, project = os.environ["PUBSUB_EMULATOR_HOST"], f"p-{uuid.uuid4().hex[:12]}"
+    load = Load()
+    with subscriber(emulator, project) as client:
+        await asyncio.to_thread(client.create_topic, TOPIC)
+        await asyncio.to_thread(client.subscribe, [TOPIC])
+        async with (
+            proxy(emulator) as passes,
+            EmulatorTransport(project=project, host=passes.address, limits=Limits(deadline=2)) as transport,
+        ):
+            producer = Producer(transport)
+            left = [f"user:{number}" for number in range(500 * scale)]
+            load.sent.update(left)
+            start(cut_now_and_then(passes))
+            while left:
+                events = [OrderPlaced(user_id="user", order_id="o", event_id=each, payload={}) for each in left]
+                results = await asyncio.gather(*map(producer.publish, events), return_exceptions=True)
+                failed = []
+                for event_id, result in zip(left, results, strict=True):
+                    if isinstance(result, Receipt):
+                        load.accepted[event_id] = time.monotonic()
+                    else:
+                        assert isinstance(result, BrokerUnavailable)
+                        failed.append(event_id)
+                left = failed
+                await asyncio.sleep(0.1)
+
+        delivered = await asyncio.to_thread(client.pull_event_ids, TOPIC, set(load.accepted))
+        judged(load, delivered, 0)
+
+
+async def cut_now_and_then(passes: Proxy) -> None:
+    """Cut, and be silent for longer than the deadline, in turn."""
+    while True:
+        for _ in range(3):
+            await asyncio.sleep(random.uniform(0, 0.05))
+            passes.cut()
+        passes.answers.clear()
+        await asyncio.sleep(3)
+        passes.answers.set()
