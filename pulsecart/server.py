@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -13,6 +14,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pulsecart.app import create_app
+from pulsecart.http.problems import Problem
 from pulsecart.settings import Settings
 from pulsecart.telemetry.logs import standard_logging
 
@@ -20,6 +22,9 @@ __all__ = ["application", "run"]
 
 GRACE_SECONDS = 8
 """How long requests may take to end once the server has been told to stop."""
+
+MAX_HEAD_BYTES = 65_536
+"""How many bytes a request's line and headers may have, if they come in several pieces."""
 
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
@@ -63,15 +68,51 @@ def application() -> Starlette:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Ignores a client's offer to upgrade the connection, as a server may (RFC 9110, section 7.8).
+    """Bounds a request's head, answers what is no HTTP as any other problem, and ignores offers to upgrade.
 
-    Some clients offer HTTP/2 with every plain request, and the parser would take all that follows such
-    an offer, the request's body included, for another protocol.
+    A server may ignore a client's offer to upgrade the connection (RFC 9110, section 7.8). Some clients offer HTTP/2
+    with every plain request, and the parser would take all that follows such an offer, the request's body included,
+    for another protocol.
     """
 
+    _head_bytes = 0
+    """How much has come of a head that is not complete."""
+
+    _in_head = False
+
     def data_received(self, data: bytes) -> None:
-        """Hide the offer from the parser, under another name of the same length."""
+        """Hide an offer from the parser, under another name of the same length, and look at what is left unread."""
         if self.cycle is None or self.cycle.response_complete:
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"\r\nx-offer:", head) + end + rest
         super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(
+                    431,
+                    "head-too-large",
+                    "The request's head is too large",
+                    f"The request's line and headers have more than {MAX_HEAD_BYTES:,} bytes, which is the limit.",
+                )
+
+    def on_message_begin(self) -> None:
+        """Begin to count a head's bytes."""
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Stop counting."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, and close the connection."""
+        self._refuse(400, "malformed-request", "The request is no HTTP", msg)
+
+    def _refuse(self, status: int, type_: str, title: str, detail: str) -> None:
+        response = Problem(status=status, type=type_, title=title, detail=detail).response()
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), b"connection: close"]
+        head += [name + b": " + value for name, value in response.raw_headers]
+        self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
+        self.transport.close()

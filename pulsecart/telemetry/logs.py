@@ -5,7 +5,9 @@ Python's own logging, come in the same form.
 """
 
 import asyncio
+import logging
 import sys
+import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
@@ -18,10 +20,13 @@ from structlog.typing import Processor
 from pulsecart.ids import trace_id_of
 from pulsecart.message import Receipt
 
-__all__ = ["FLOOD_SECONDS", "EventLog", "configure", "formatter", "standard_logging"]
+__all__ = ["FLOOD_SECONDS", "EventLog", "Flood", "configure", "formatter", "standard_logging"]
 
 FLOOD_SECONDS = 10.0
 """After the first line of a kind of failure, further ones are counted for so long, and the count is logged."""
+
+MOST_KINDS = 1000
+"""How many kinds of lines are remembered."""
 
 # https://cloud.google.com/logging/docs/agent/logging/configuration#special-fields
 _TRACE = "logging.googleapis.com/trace"
@@ -49,10 +54,43 @@ def standard_logging(level: str, project: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": "pulsecart.telemetry.logs.formatter", "project": project}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
+        "filters": {"flood": {"()": "pulsecart.telemetry.logs.Flood"}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "lines",
+                "filters": ["flood"],
+                "stream": "ext://sys.stderr",
+            }
+        },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {name: {"level": level.upper()} for name in ("pulsecart", "uvicorn")},
     }
+
+
+class Flood(logging.Filter):
+    """Of warnings and errors of one kind lets one pass in `FLOOD_SECONDS`, which says how many were left out before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record passes. Those logged by one line of code, with the same arguments, are of one kind."""
+        if record.levelno < logging.WARNING:
+            return True
+        kind = record.pathname, record.lineno, str(record.args)
+        passed_at, left_out = self._kinds.get(kind, (-FLOOD_SECONDS, 0))
+        now = time.monotonic()
+        if now - passed_at < FLOOD_SECONDS:
+            self._kinds[kind] = passed_at, left_out + 1
+            return False
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = now, 0
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out:,} more like it)", None
+        return True
 
 
 def formatter(project: str) -> structlog.stdlib.ProcessorFormatter:

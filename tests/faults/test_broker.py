@@ -1,7 +1,6 @@
 """The broker fails, and comes back: every 202 was true, and order holds."""
 
 import asyncio
-import json
 import os
 import random
 import time

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -62,10 +63,13 @@ async def test_worker_dies(world, start, judge_by_subscriber):
         await judge_by_subscriber(load, w, ended)
 
 
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def command_line(pid: int) -> bytes:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
         return b""  # it has ended meanwhile
 
@@ -136,12 +140,12 @@ async def test_file_descriptors_exhausted(world, start, judge_by_subscriber):
         port = int(w.served.url.rpartition(":")[2])
         callers = start(crowd(w.served.url, load, USERS, 60, pause=0.05))
         await until(lambda: len(load.accepted) > 100)
-        open_now = len(os.listdir(f"/proc/{w.served.pid}/fd"))
+        open_now = open_files(w.served.pid)
         resource.prlimit(w.served.pid, resource.RLIMIT_NOFILE, (open_now + 10, 4096))
         with ExitStack() as flood:
             for _ in range(60):
                 flood.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-            await until(lambda: len(os.listdir(f"/proc/{w.served.pid}/fd")) >= open_now + 10)
+            await until(lambda: open_files(w.served.pid) >= open_now + 10)
             before = len(load.accepted)
             await until(lambda: len(load.accepted) > before + 50)
         ended = time.monotonic()

@@ -1,0 +1,120 @@
+"""What is no good HTTP, over raw sockets."""
+
+import json
+import socket
+
+import pytest
+
+from tests.serving import serving
+
+BODY = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'
+START = b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(cwd=tmp_path_factory.mktemp("served")) as service:
+        yield service
+
+
+def exchange(served, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes, and return the first answer: status, headers and body."""
+    port = int(served.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        try:
+            connection.sendall(request)
+        except ConnectionError:
+            pass  # answered, and closed, before all was sent
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(65536)
+        head, _, body = received.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        while len(body) < int(headers["content-length"]):
+            body += connection.recv(65536)
+    return int(status.split()[1]), headers, body
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        START + LENGTH + b"Content-Length: 5\r\n\r\n" + BODY,
+        START + LENGTH + LENGTH + b"\r\n" + BODY,
+        START + LENGTH + CHUNKED + b"\r\n0\r\n\r\n",
+        START + CHUNKED + b"\r\nZZ\r\n" + BODY,
+        START + CHUNKED + b"\r\n-5\r\n" + BODY,
+        START + b"Content-Length: -5\r\n\r\n" + BODY,
+        START + b"Content-Length: 99999999999999999999999\r\n\r\n" + BODY,
+        START + b"X-A: a\x00b\r\n" + LENGTH + b"\r\n" + BODY,
+        START + b"X\x00A: ab\r\n" + LENGTH + b"\r\n" + BODY,
+        START + b"X-A: a\r\n b\r\n" + LENGTH + b"\r\n" + BODY,
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/3.0\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01" * 50,
+    ],
+    ids=[
+        "two lengths",
+        "one length twice",
+        "length and chunks",
+        "a chunk of no size",
+        "a chunk below zero",
+        "a length below zero",
+        "a length beyond all",
+        "a null in a value",
+        "a null in a name",
+        "a folded header",
+        "a tunnel",
+        "another version",
+        "TLS",
+    ],
+)
+def test_what_is_no_http_is_a_problem(served, request_):
+    """A request that could be read in two ways, or in none, is answered 400 as any other problem, and ends there."""
+    status, headers, body = exchange(served, request_)
+    assert (status, headers["connection"]) == (400, "close")
+    assert headers["content-type"] == "application/problem+json"
+    assert json.loads(body)["type"] == "malformed-request"
+    assert b"Traceback" not in body
+
+
+@pytest.mark.parametrize(
+    "head",
+    [START + b"X-A: " + b"a" * 2_000_000, START + b"X-A: a\r\n" * 200_000, b"POST /" + b"a" * 2_000_000],
+    ids=["one header", "many headers", "the path"],
+)
+def test_a_head_without_end_is_cut(served, head):
+    """A head is refused once it is larger than a limit, which is stated, and takes no more memory than that."""
+    before = served.peak_memory_mb
+    status, headers, body = exchange(served, head)
+    assert (status, headers["connection"]) == (431, "close")
+    assert json.loads(body)["type"] == "head-too-large"
+    assert "65,536" in json.loads(body)["detail"]
+    assert served.peak_memory_mb - before < 20
+
+
+def test_a_head_in_small_pieces_within_the_limit_is_read(served):
+    """What counts is the size of a head, not in how many pieces it comes; and each head counts anew."""
+    port = int(served.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(3):
+            connection.sendall(START)
+            for _ in range(40):
+                connection.sendall(b"X-A: " + b"a" * 1000 + b"\r\n")
+            connection.sendall(LENGTH + b"\r\n" + BODY)
+            received = b""
+            while b"trace_id" not in received:
+                received += connection.recv(65536)
+            assert received.startswith(b"HTTP/1.1 202")
+
+
+def test_percent_encoding_and_odd_headers_are_no_fault(served):
+    """What HTTP allows is taken: a path spelled otherwise, headers that are no ASCII, `Expect: 100-continue`."""
+    encoded = START.replace(b"/events/ingest", b"/events/%69ngest")
+    assert exchange(served, encoded + LENGTH + b"\r\n" + BODY)[0] == 202
+    assert exchange(served, START + b"X-A: \xff\xfe\r\ntraceparent: \xff\r\n" + LENGTH + b"\r\n" + BODY)[0] == 202
+    status, _, _ = exchange(served, START.replace(b"ingest", b"%zz%00%ff") + LENGTH + b"\r\n" + BODY)
+    assert status == 404
