@@ -80,7 +80,15 @@ def emulator(session: nox.Session) -> None:
     """The whole path, through a real broker, to Google's own subscriber."""
     session.install("-e", ".", *group("test"))
     with emulator_host(session) as host:
-        session.run("pytest", "-m", "emulator", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+        session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+
+
+@nox.session(python=NEWEST)
+def faults(session: nox.Session) -> None:
+    """Try to make a 202 a lie, for minutes; with `-- --long`, ten times as much."""
+    session.install("-e", ".", *group("test"))
+    with emulator_host(session) as host:
+        session.run("pytest", "-m", "faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
 
 @nox.session(python=NEWEST)

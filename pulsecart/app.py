@@ -37,12 +37,11 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     transport = _make_transport(settings) if transport is None else transport
     catalog = load_catalog(settings.events)
     settings.require_topics(catalog.topics)
-    producer = Producer(
-        transport, catalog=catalog, ordering=settings.orderings, traces_keys=settings.personal_data == "true"
-    )
+    personal_data = settings.personal_data == "true"
+    producer = Producer(transport, catalog=catalog, ordering=settings.orderings, traces_keys=personal_data)
     if not structlog.is_configured():
         logs.configure(settings.log_level, settings.project)
-    event_log = logs.EventLog()
+    event_log = logs.EventLog(personal_data=personal_data)
 
     drain = Drain(transport, settings.drain_delay)
 

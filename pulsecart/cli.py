@@ -11,6 +11,7 @@ import structlog
 
 from pulsecart.errors import DefinitionError, SettingsError
 from pulsecart.events import load_catalog
+from pulsecart.events.base import MAX_ID_BYTES
 from pulsecart.ids import made_at, trace_id_of
 from pulsecart.server import run
 from pulsecart.settings import Settings, load_setting, load_settings
@@ -63,13 +64,16 @@ def serve(**options: str | None) -> None:
     run(settings)
 
 
-@main.command()
+@main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("event_id")
 def trace(event_id: str) -> None:
     """Print the trace id of an event, when its id was made, and where to see the trace.
 
     The time is there for ids that pulsecart made, the link where PULSECART_TRACE_URL (or .env) has a template.
     """
+    event_id = event_id.strip()
+    if not event_id or not _fits(event_id):
+        raise click.BadParameter(f"an event id has 1 to {MAX_ID_BYTES} bytes of UTF-8", param_hint="EVENT_ID")
     click.echo(trace_id_of(event_id))
     if made := made_at(event_id):
         click.echo(f"made {made.isoformat(timespec='milliseconds').replace('+00:00', 'Z')}")
@@ -79,6 +83,13 @@ def trace(event_id: str) -> None:
         raise click.UsageError("\n  ".join(["the settings do not work:", *error.problems])) from None
     if template:
         click.echo(template.replace("{trace_id}", trace_id_of(event_id)))
+
+
+def _fits(event_id: str) -> bool:
+    try:
+        return len(event_id.encode()) <= MAX_ID_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def _banner(settings: Settings) -> str:

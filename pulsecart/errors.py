@@ -87,8 +87,9 @@ class EventError(PulsecartError):
         super().__init__(detail)
         self.detail = detail
         self.faults = tuple(faults)
-        self.event_type = ""
-        """The event's type, where it is one that there is; the producer fills it in."""
+        self.event_type = self.topic = self.traceparent = ""
+        self.event_id: str | None = None
+        """What is known of the event and may stand in a log; the producer fills it in."""
 
     def __str__(self) -> str:
         return "\n".join([self.detail, *map(str, self.faults)])
@@ -134,11 +135,9 @@ class PublishError(PulsecartError):
         super().__init__(detail)
         self.error_type = type(self).__name__
         """What happened, in one word of few, for telemetry: the broker's gRPC status where there is one."""
-        self.event_type = self.topic = ""
+        self.event_type = self.topic = self.traceparent = ""
         self.event_id: str | None = None
         self.timestamp: datetime | None = None
-        self.traceparent = ""
-        """The event's trace context; empty where nobody traces, or the event did not come so far."""
 
 
 class MessageRefused(PublishError):

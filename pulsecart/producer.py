@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import attrs
 
-from pulsecart.errors import EventError, InvalidEvent, MessageTooLarge, PublishError
+from pulsecart.errors import EventError, InvalidEvent, MessageRefused, MessageTooLarge, PublishError
 from pulsecart.events import codec
-from pulsecart.events.base import Event
+from pulsecart.events.base import MAX_ID_BYTES, Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.message import MAX_MESSAGE_BYTES, Message, Receipt
@@ -38,6 +38,22 @@ def _copy(event: EventT) -> EventT:
     for attribute in _fields(type(event)):
         object.__setattr__(copy, attribute.name, getattr(event, attribute.name))
     return copy
+
+
+def _require_size(message: Message) -> None:
+    if message.size > MAX_MESSAGE_BYTES:
+        raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
+
+
+def _count_failure(event_type: str, error: BaseException) -> str:
+    """Count an event that was not published, by whose fault it was, and return what went wrong, in one word of few."""
+    error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
+    if isinstance(error, (EventError, MessageRefused)):
+        outcome = "refused"
+    else:
+        outcome = "failed" if isinstance(error, Exception) else "abandoned"
+    metrics.event_ended(event_type, outcome, error_type)
+    return error_type
 
 
 class Producer:
@@ -74,16 +90,14 @@ class Producer:
         Returns once the broker has confirmed. Raises an `EventError` where the event is at fault,
         and a `PublishError` where it could not be published.
         """
-        event_type = metrics.OTHER
+        document: dict[str, Any] = {}
         try:
             document = codec.decode(raw)
-            event_type = self._label(document.get("event_type"))
             event = self.catalog.structure(document)
             self._enrich(event)
             data = codec.encode(event)
-        except EventError as error:
-            error.event_type = "" if event_type == metrics.OTHER else event_type
-            metrics.event_ended(event_type, "invalid", type(error).__name__)
+        except Exception as error:
+            self._count_unmade(document, error)
             raise
         return await self._publish(event, data)
 
@@ -99,14 +113,19 @@ class Producer:
         try:
             data = codec.encode(event)
             codec.require_sound(event, data)
-        except EventError as error:
-            metrics.event_ended(event.event_type, "invalid", type(error).__name__)
+        except Exception as error:
+            _count_failure(event.event_type, error)
             raise
         return await self._publish(event, data)
 
-    def _label(self, event_type: object) -> str:
-        """Return an event type as it may stand in a metric: one of those that there are."""
-        return event_type if isinstance(event_type, str) and event_type in self.catalog.event_types else metrics.OTHER
+    def _count_unmade(self, document: dict[str, Any], error: Exception) -> None:
+        """Count a body that no event was made of, and note what is known of it, as far as it is sound."""
+        event_type, event_id = document.get("event_type"), document.get("event_id")
+        known = isinstance(event_type, str) and event_type in self.catalog.event_types
+        if isinstance(error, EventError):
+            error.event_type = str(event_type) if known else ""
+            error.event_id = event_id if isinstance(event_id, str) and len(event_id.encode()) <= MAX_ID_BYTES else None
+        _count_failure(str(event_type) if known else metrics.OTHER, error)
 
     def _enrich(self, event: Event) -> None:
         """Give an event that nobody else holds an id, and a timestamp in UTC. What the caller gave is kept."""
@@ -130,26 +149,20 @@ class Producer:
             },
             ordering_key=key,
         )
-        outcome, error_type = "abandoned", ""  # unless it comes to an end of its own
         try:
-            if message.size > MAX_MESSAGE_BYTES:
-                raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
+            _require_size(message)
             with tracing.within_span(span):
                 message_id = await self._transport.publish(message)
-            outcome = "published"
-        except (EventError, PublishError) as error:
-            outcome, error_type = "invalid", type(error).__name__
-            error.event_type = event.event_type
-            if isinstance(error, PublishError):
-                outcome, error_type = "failed", error.error_type
-                error.event_id, error.timestamp, error.topic = event.event_id, event.timestamp, event.topic
+        except BaseException as error:
+            if isinstance(error, (EventError, PublishError)):
+                error.event_id, error.event_type, error.topic = event.event_id, event.event_type, event.topic
                 error.traceparent = tracing.traceparent(context)
+            if isinstance(error, PublishError):
+                error.timestamp = event.timestamp
+            tracing.fail(span, _count_failure(event.event_type, error))
+            span.end()
             raise
-        finally:
-            metrics.event_ended(event.event_type, outcome, error_type)
-            if outcome != "published":
-                tracing.fail(span, error_type or outcome)
-                span.end()
+        metrics.event_ended(event.event_type, "published")
         span.set_attribute("messaging.message.id", message_id)
         span.end()
         return Receipt(

@@ -105,7 +105,7 @@ def _batching(text: str) -> dict[str, Batching] | str:
 
 
 def _has_trace_id(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
-    if value and not re.fullmatch(r"https?://[^{}]*\{trace_id\}[^{}]*", value):
+    if value and not re.fullmatch(r"https?://([^{}]*\{trace_id\})+[^{}]*", value):
         _refuse(
             setting, f"a URL with {{trace_id}} in it, such as http://localhost:16686/trace/{{trace_id}}, not {value!r}"
         )
@@ -234,7 +234,7 @@ class Settings:
     )
     personal_data: str = _setting(
         "PULSECART_PERSONAL_DATA",
-        "Whether the ordering key, which by default is the user id, stands in spans: true or false.",
+        "Whether ordering keys may stand in spans, and messages of defects in logs: true or false.",
         default="false",
         validator=_one_of("true", "false"),
     )

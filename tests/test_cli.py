@@ -271,3 +271,17 @@ def test_trace_refuses_a_template_that_is_none(tmp_path):
     result = run("trace", "mine", cwd=tmp_path, env=os.environ | {"PULSECART_TRACE_URL": "http://localhost/"})
     assert result.returncode == 2
     assert "PULSECART_TRACE_URL" in result.stderr
+
+
+@pytest.mark.parametrize("event_id", [b"", b" ", b"x" * 1025, b"\xff"])
+def test_trace_refuses_what_is_no_event_id(tmp_path, event_id):
+    """An empty id, one that no event can have, or no text: one sentence, and no traceback."""
+    result = run("trace", os.fsdecode(event_id), cwd=tmp_path)
+    assert result.returncode == 2
+    assert "an event id has 1 to 1024 bytes of UTF-8" in result.stderr
+
+
+def test_trace_takes_an_id_as_it_was_pasted(tmp_path):
+    """Blanks around an id are no part of it, and one that begins with a dash is no option."""
+    assert run("trace", " mine\n", cwd=tmp_path).stdout == trace_id_of("mine") + "\n"
+    assert run("trace", "-x", cwd=tmp_path).stdout == trace_id_of("-x") + "\n"

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -23,10 +24,8 @@ def exchange(served, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """Send bytes, and return the first answer: status, headers and body."""
     port = int(served.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        try:
+        with suppress(ConnectionError):  # answered, and closed, before all was sent
             connection.sendall(request)
-        except ConnectionError:
-            pass  # answered, and closed, before all was sent
         received = b""
         while b"\r\n\r\n" not in received:
             received += connection.recv(65536)

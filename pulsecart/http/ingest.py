@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pulsecart.errors import BrokerRefused, EventError, Overloaded, PublishError
-from pulsecart.http.problems import Problem, ProblemError, problem_of
+from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of
 from pulsecart.message import Receipt
 from pulsecart.producer import Producer
 from pulsecart.telemetry import metrics, tracing
@@ -36,26 +36,27 @@ def ingest(
         scheme = request.scope.get("scheme", "http")
         started = perf_counter()
         span, context = tracing.start_request("POST", ROUTE, ROUTE, scheme, request.headers)
-        status = 500  # unless it comes to an end of its own
         try:
             with tracing.within(context):
                 _require_json(request.headers)
                 receipt = await producer.ingest(await bodies.read(request))
-            log.published(receipt, perf_counter() - started)
             response = _accepted(receipt)
-            status = 202
+            log.published(receipt, perf_counter() - started)
         except (EventError, PublishError, ProblemError) as error:
             problem = problem_of(error)
-            status = problem.status
-            _log_problem(log, error, problem, perf_counter() - started)
             response = problem.response()
+            _log_problem(log, error, problem, perf_counter() - started)
         except ClientDisconnect:
+            response = Response(status_code=400)  # nobody will read it
             log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
-            status = 400
-            response = Response(status_code=status)  # nobody will read it
-        finally:
-            tracing.end_request(span, status)
-            metrics.request_ended("POST", ROUTE, scheme, status, perf_counter() - started)
+        except Exception as error:  # noqa: BLE001 (a defect; were it raised, the server would log it for each request)
+            response = DEFECT.response()
+            log.defect(error, DEFECT.type, perf_counter() - started)
+        except BaseException:
+            tracing.end_request(span, 500)
+            raise
+        tracing.end_request(span, response.status_code)
+        metrics.request_ended("POST", ROUTE, scheme, response.status_code, perf_counter() - started)
         if own_trace := tracing.traceparent(span.get_span_context()):
             response.headers["traceresponse"] = own_trace
         return response
@@ -75,7 +76,8 @@ def _accepted(receipt: Receipt) -> Response:
 
 def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float) -> None:
     """Log an event that was not published. A refusal for good needs an operator, and is an error."""
-    fields = {name: getattr(error, name, "") for name in ("event_type", "event_id", "topic", "traceparent")}
+    names = ("event_type", "event_id", "topic", "traceparent", "error_type")
+    fields = {name: getattr(error, name, "") for name in names}
     if problem.status < 500:
         log.failed("info", "refused", problem.type, seconds, **fields)
     else:

@@ -30,7 +30,7 @@ from pulsecart.errors import (
     UnknownEventType,
 )
 
-__all__ = ["EXCEPTION_HANDLERS", "Problem", "ProblemError", "problem_of"]
+__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "Problem", "ProblemError", "problem_of"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -130,14 +130,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     ).response()
 
 
+DEFECT = Problem(
+    status=500,
+    type="internal-error",
+    title="The service failed",
+    detail="The service failed on this request; the event was not published, as far as it knows.",
+)
+"""A defect of ours."""
+
+
 async def _on_defect(_request: Request, _error: Exception) -> Response:
-    """Answer for a defect of ours. Starlette raises the error again behind the answer, so the server logs it."""
-    return Problem(
-        status=500,
-        type="internal-error",
-        title="The service failed",
-        detail="The service failed on this request; the event was not published, as far as it knows.",
-    ).response()
+    """Answer for a defect. Starlette raises the error again behind the answer, so the server logs it."""
+    return DEFECT.response()
 
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {

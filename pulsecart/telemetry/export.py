@@ -9,13 +9,14 @@ import os
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pulsecart.telemetry import tracing
+from pulsecart.limits import MAX_REQUEST_MESSAGES
+from pulsecart.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -30,20 +31,22 @@ DETECT_SECONDS = 3
 
 _log = logging.getLogger("pulsecart")
 
-_EXPORTERS = {
+_OTLP = {
     ("traces", "grpc"): "opentelemetry.exporter.otlp.proto.grpc.trace_exporter:OTLPSpanExporter",
     ("traces", "http/protobuf"): "opentelemetry.exporter.otlp.proto.http.trace_exporter:OTLPSpanExporter",
     ("metrics", "grpc"): "opentelemetry.exporter.otlp.proto.grpc.metric_exporter:OTLPMetricExporter",
     ("metrics", "http/protobuf"): "opentelemetry.exporter.otlp.proto.http.metric_exporter:OTLPMetricExporter",
-    ("traces", "console"): "opentelemetry.sdk.trace.export:ConsoleSpanExporter",
-    ("metrics", "console"): "opentelemetry.sdk.metrics.export:ConsoleMetricExporter",
+}
+_CONSOLE = {
+    "traces": "opentelemetry.sdk.trace.export:ConsoleSpanExporter",
+    "metrics": "opentelemetry.sdk.metrics.export:ConsoleMetricExporter",
 }
 
 
 @asynccontextmanager
 async def exporting() -> AsyncIterator[None]:
     """Export what happens in the block, and flush at its end, for `FLUSH_SECONDS` at most."""
-    flushes = _set_up()
+    flushes = await asyncio.to_thread(_set_up)  # it may ask where we run, and wait
     try:
         yield
     finally:
@@ -54,19 +57,25 @@ async def exporting() -> AsyncIterator[None]:
 @cache
 def _set_up() -> list[Callable[[], object]]:
     """Set this process's providers, once. Return what flushes them."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return []
+    for variable, value in list(os.environ.items()):
+        if variable.startswith("OTEL_") and not value.strip():
+            del os.environ[variable]  # the specification has it count as not set; the SDK takes it for a bad number
+    exporters = {signal: _exporters(signal) for signal in _CONSOLE}
+    hosts = {"traces": tracing.is_on(), "metrics": metrics.are_on()}
+    set_ups = {"traces": _set_up_traces, "metrics": _set_up_metrics}
+    wanted = [signal for signal, names in exporters.items() if names and not hosts[signal]]
+    if not wanted:
+        return []
+    failures, resource = _Failures(), _resource()
     flushes: list[Callable[[], object]] = []
-    exporters = {signal: _exporter(signal) for signal in ("traces", "metrics")}
-    if tracing.is_on():  # the host has a provider of its own
-        exporters["traces"] = ""
-    if any(exporters.values()):
-        failures = _Failures()
-        resource = _resource()
-        if exporters["traces"]:
-            flushes.append(_set_up_traces(exporters["traces"], resource, failures))
-        if exporters["metrics"]:
-            flushes.append(_set_up_metrics(exporters["metrics"], resource, failures))
+    for signal in wanted:
+        try:
+            flushes.append(set_ups[signal](exporters[signal], resource, failures))
+        except Exception as error:  # noqa: BLE001 (the SDK and its exporters raise what they like for a bad variable)
+            _log.warning("No %s are exported: %s: %s", signal, type(error).__name__, error)
+    if not any(hosts.values()):
         # From now on; what the SDK has to say of the variables themselves is not kept from anybody.
         logger = logging.getLogger("opentelemetry")
         logger.addHandler(failures)
@@ -74,30 +83,31 @@ def _set_up() -> list[Callable[[], object]]:
     return flushes
 
 
-def _exporter(signal: str) -> str:
-    """Return the name of a signal's exporter, as module:class; "none" for none that exports; "" for not configured.
+def _variable(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
+def _exporters(signal: str) -> list[str]:
+    """Return the exporters of a signal, as module:class, or "none". An empty list means: not configured.
 
     https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#exporter-selection
     """
-    name = os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower()
-    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
-    if not name:
-        name = "otlp" if any(os.environ.get(variable) for variable in endpoints) else ""
-    if name in ("", "none"):
-        return name
-    if name == "otlp":
-        name = (
-            os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL")
-            or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-            or "grpc"
-        )
-    if (signal, name) not in _EXPORTERS:
-        known = ", ".join(sorted({known for _, known in _EXPORTERS}))
-        _log.warning(
-            "No %s are exported: there is no exporter or protocol %r; there are otlp, none, %s", signal, name, known
-        )
-        return ""
-    return _EXPORTERS[signal, name]
+    of_signal = f"OTEL_EXPORTER_OTLP_{signal.upper()}"
+    implied = "otlp" if _variable("OTEL_EXPORTER_OTLP_ENDPOINT") or _variable(f"{of_signal}_ENDPOINT") else ""
+    protocol = _variable(f"{of_signal}_PROTOCOL") or _variable("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    known = {"otlp": _OTLP.get((signal, protocol.lower())), "console": _CONSOLE[signal], "none": "none"}
+    found = []
+    for name in (_variable(f"OTEL_{signal.upper()}_EXPORTER") or implied).lower().split(","):
+        if exporter := known.get(name.strip()):
+            found.append(exporter)
+        elif name.strip():
+            wrong = (
+                f"protocol {protocol!r}; there are grpc, http/protobuf"
+                if name.strip() in known
+                else f"exporter {name!r}"
+            )
+            _log.warning("No %s are exported: there is no %s; exporters are otlp, console, none", signal, wrong)
+    return found
 
 
 def _load(name: str) -> Any:
@@ -115,40 +125,67 @@ def _resource() -> "Resource":
             "service.instance.id": str(uuid.uuid4()),
         }
     )
-    detectors: list[Any] = [OTELResourceDetector()]
+    resource = get_aggregated_resources([OTELResourceDetector()], Resource.create(ours.attributes))
     # Only where it can know something: elsewhere it would wait for a metadata server that is not there.
     if any(os.environ.get(mark) for mark in ("K_SERVICE", "KUBERNETES_SERVICE_HOST")):
-        from opentelemetry.resourcedetector.gcp_resource_detector import GoogleCloudResourceDetector
-
-        detectors.insert(0, GoogleCloudResourceDetector(raise_on_error=False))
-    return get_aggregated_resources(detectors, Resource.create(ours.attributes), timeout=DETECT_SECONDS)
+        return _at_google().merge(resource)
+    return resource
 
 
-def _set_up_traces(exporter: str, resource: "Resource", failures: "_Failures") -> Callable[[], object]:
+def _at_google() -> "Resource":
+    """Say where at Google we run, as far as that is known within `DETECT_SECONDS`."""
+    from opentelemetry.resourcedetector.gcp_resource_detector import GoogleCloudResourceDetector
+    from opentelemetry.sdk.resources import Resource
+
+    found = [Resource.get_empty()]
+
+    def detect() -> None:
+        try:
+            found.append(GoogleCloudResourceDetector(raise_on_error=True).detect())
+        except Exception as error:  # noqa: BLE001 (whatever the metadata server says)
+            _log.warning("Google's metadata server did not say where this runs: %s: %s", type(error).__name__, error)
+
+    # The detector has timeouts of its own, for each of its questions; nobody waits for that thread.
+    thread = threading.Thread(target=detect, daemon=True)
+    thread.start()
+    thread.join(DETECT_SECONDS)
+    return found[-1]
+
+
+def _set_up_traces(exporters: list[str], resource: "Resource", failures: "_Failures") -> Callable[[], object]:
     from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from pulsecart.telemetry.sampling import EventIdGenerator, EventSampler
 
-    provider = TracerProvider(resource=resource, id_generator=EventIdGenerator(), shutdown_on_exit=False)
+    provider = TracerProvider(
+        resource=resource,
+        id_generator=EventIdGenerator(),
+        # The SDK's own limit is 128, and a request may carry more messages.
+        span_limits=SpanLimits(max_links=None if _variable("OTEL_SPAN_LINK_COUNT_LIMIT") else MAX_REQUEST_MESSAGES),
+        shutdown_on_exit=False,
+    )
     provider.sampler = EventSampler(provider.sampler)
-    if exporter != "none":
-        provider.add_span_processor(BatchSpanProcessor(failures.told(_load(exporter)(), "traces")))
+    for exporter in exporters:
+        if exporter != "none":
+            provider.add_span_processor(BatchSpanProcessor(failures.told(_load(exporter)(), "traces")))
     trace.set_tracer_provider(provider)
     return provider.force_flush
 
 
-def _set_up_metrics(exporter: str, resource: "Resource", failures: "_Failures") -> Callable[[], object]:
-    from opentelemetry import metrics
+def _set_up_metrics(exporters: list[str], resource: "Resource", failures: "_Failures") -> Callable[[], object]:
+    from opentelemetry.metrics import set_meter_provider
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-    readers = []
-    if exporter != "none":
-        readers.append(PeriodicExportingMetricReader(failures.told(_load(exporter)(), "metrics")))
+    readers = [
+        PeriodicExportingMetricReader(failures.told(_load(exporter)(), "metrics"))
+        for exporter in exporters
+        if exporter != "none"
+    ]
     provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-    metrics.set_meter_provider(provider)
+    set_meter_provider(provider)
     return provider.force_flush
 
 
@@ -159,8 +196,11 @@ async def _in_bounds(flush: Callable[[], object]) -> None:
     def run() -> None:
         try:
             flush()
+        except Exception:  # noqa: BLE001 (as above)
+            _log.exception("Telemetry could not be flushed")
         finally:
-            loop.call_soon_threadsafe(ended.set)
+            with suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits
+                loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=run, daemon=True).start()
     try:
@@ -180,15 +220,15 @@ class _Failures(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._said = threading.local()  # by the SDK, in the thread that exports
+        self._exporting = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what the SDK says, for when an export has failed. That spans are dropped is said at once, and once."""
-        message = record.getMessage()
-        if message.startswith("Queue full"):
+        """Keep what is said in the course of an export, for when it has failed. That spans are dropped is said once."""
+        said = getattr(self._exporting, "said", None)
+        if said is not None:
+            said.append(record.getMessage())
+        elif str(record.msg).startswith(("Queue full", "Queue is full")):
             _warn_once("Spans are dropped: they come faster than their collector takes them")
-            return
-        self._said.lines = [*getattr(self._said, "lines", ()), message]
 
     def told(self, exporter: Any, signal: str) -> Any:
         """Return the exporter, whose failures are told."""
@@ -196,13 +236,17 @@ class _Failures(logging.Handler):
 
         def telling(*arguments: Any, **options: Any) -> Any:
             nonlocal failing
-            self._said.lines = []
-            result = export(*arguments, **options)
+            said: list[str] = []
+            self._exporting.said = said
+            try:
+                result = export(*arguments, **options)
+            finally:
+                self._exporting.said = None
             if (result.name != "SUCCESS") is not failing:
                 failing = not failing
                 if failing:
                     # The first line has the cause, the last one what became of it.
-                    why = "; ".join(dict.fromkeys([*self._said.lines[:1], *self._said.lines[-1:]]))
+                    why = "; ".join(dict.fromkeys([*said[:1], *said[-1:]]))
                     _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, why)
                 else:
                     _log.warning("The %s reach their collector again", signal)

@@ -8,7 +8,9 @@ import asyncio
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,7 +43,7 @@ Fields = MutableMapping[str, Any]
 def configure(level: str, project: str) -> None:
     """Set structlog up for this process."""
     structlog.configure(
-        processors=[structlog.processors.add_log_level, *_written(project, colored=sys.stderr.isatty())],
+        processors=[structlog.processors.add_log_level, *_written(project, colored=_on_a_terminal())],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=_Stderr,
         cache_logger_on_first_use=True,
@@ -99,9 +101,13 @@ def formatter(project: str) -> structlog.stdlib.ProcessorFormatter:
         foreign_pre_chain=[structlog.stdlib.add_log_level],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *_written(project, colored=sys.stderr.isatty()),
+            *_written(project, colored=_on_a_terminal()),
         ],
     )
+
+
+def _on_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _written(project: str, *, colored: bool) -> list[Processor]:
@@ -118,8 +124,9 @@ class _Stderr:
         pass
 
     def msg(self, line: str) -> None:
-        """Write one line."""
-        sys.stderr.write(f"{line}\n")
+        """Write one line, or lose it: where nobody reads or the disk is full, events are published all the same."""
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(f"{line}\n")
 
     debug = info = warning = error = critical = msg
 
@@ -132,7 +139,7 @@ class _CloudLogging:
 
     def __call__(self, _logger: Any, _method: str, fields: Fields) -> Fields:
         line: Fields = {
-            "severity": _SEVERITIES[fields.pop("level")],
+            "severity": _SEVERITIES.get(fields.pop("level"), "DEFAULT"),
             "time": datetime.now(UTC).isoformat(),
             "message": fields.pop("event"),
         }
@@ -148,7 +155,11 @@ class _CloudLogging:
 
 def _for_people(_logger: Any, _method: str, fields: Fields) -> Fields:
     fields.pop("traceparent", None)  # the event's id says as much
-    return fields
+    # What a caller wrote is not to steer a terminal.
+    return {
+        name: value if name == "exception" or not isinstance(value, str) or value.isprintable() else repr(value)
+        for name, value in fields.items()
+    }
 
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
@@ -177,7 +188,8 @@ class _Kind:
 class EventLog:
     """Logs how events end. Of failures of one kind the first is logged at once, and then their number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, personal_data: bool = False) -> None:
+        self._personal_data = personal_data
         self._log = structlog.get_logger("pulsecart.events")
         self._kinds: dict[Hashable, _Kind] = {}
 
@@ -196,10 +208,10 @@ class EventLog:
     def failed(self, severity: str, outcome: str, problem: str, seconds: float, **fields: Any) -> None:
         """Log an event that was not published: `outcome`, and the problem that was answered.
 
-        The problem and the field `event_type` make the kind, of which there must be few.
+        Severity, problem, and the fields `event_type` and `error_type` make the kind, of which there must be few.
         """
         fields = {"problem": problem, "duration_ms": round(seconds * 1e3, 1)} | {k: v for k, v in fields.items() if v}
-        name = problem, fields.get("event_type")
+        name = severity, problem, fields.get("event_type"), fields.get("error_type")
         if kind := self._kinds.get(name):
             kind.fields = fields
             kind.unsaid += 1
@@ -207,6 +219,13 @@ class EventLog:
         kind = self._kinds[name] = _Kind(getattr(self._log, severity), outcome, fields)
         kind.write(outcome, **fields)
         self._look_again_later(name)
+
+    def defect(self, error: Exception, problem: str, seconds: float) -> None:
+        """Log a defect of ours with its traceback. Its message may repeat what the caller wrote: it is left out."""
+        kind = type(error).__qualname__
+        said = f"{kind}: {error}" if self._personal_data else kind
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        self.failed("error", "failed", problem, seconds, error_type=kind, exception=f"Traceback:\n{frames}{said}")
 
     def flush(self) -> None:
         """Log what was counted and not said yet."""

@@ -15,7 +15,7 @@ from attrs import frozen
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-__all__ = ["OTHER", "Load", "event_ended", "request_ended", "send_ended", "watch"]
+__all__ = ["OTHER", "Load", "are_on", "event_ended", "request_ended", "send_ended", "watch"]
 
 OTHER = "_OTHER"
 """In place of an event type that the catalog does not have (OpenTelemetry's own word for it)."""
@@ -37,12 +37,18 @@ _send_duration = _meter.create_histogram(
 )
 
 _events: Counter[tuple[str, str, str]] = Counter()
-_sent: Counter[tuple[str, str]] = Counter()
+_sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
 _requests: Counter[tuple[str, str]] = Counter()
 
 
+def are_on() -> bool:
+    """Return whether anybody has set a MeterProvider."""
+    # The API's stand-in has no public name.
+    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
+
+
 def event_ended(event_type: str, outcome: str, error: str = "") -> None:
-    """Count an event: its type, `published`, `invalid`, `failed` or `abandoned`, and what kind of error it was."""
+    """Count an event: its type, `published`, `refused`, `failed` or `abandoned`, and what kind of error it was."""
     _events[event_type, outcome, error] += 1
 
 
@@ -51,10 +57,10 @@ def request_ended(method: str, route: str, scheme: str, status: int, seconds: fl
     _request_duration.record(seconds, _request_attributes(method, route, scheme, status))
 
 
-def send_ended(topic: str, count: int, seconds: float, error: str = "") -> None:
+def send_ended(topic: str, count: int, server: tuple[str, int], seconds: float, error: str = "") -> None:
     """Record a request with `count` messages to the broker, and what kind of error it ended with."""
-    _send_duration.record(seconds, _send_attributes(topic, error))
-    _sent[topic, error] += count
+    _send_duration.record(seconds, _send_attributes(topic, server, error))
+    _sent[topic, server, error] += count
     _requests[topic, _size_class(count)] += 1
 
 
@@ -99,12 +105,14 @@ def _request_attributes(method: str, route: str, scheme: str, status: int) -> Ma
 
 
 @cache
-def _send_attributes(topic: str, error: str) -> Mapping[str, str]:
-    attributes = {
+def _send_attributes(topic: str, server: tuple[str, int], error: str) -> Mapping[str, str | int]:
+    attributes: dict[str, str | int] = {
         "messaging.system": "gcp_pubsub",
         "messaging.operation.name": "send",
         "messaging.operation.type": "send",
         "messaging.destination.name": topic,
+        "server.address": server[0],
+        "server.port": server[1],
     }
     return attributes | ({"error.type": error} if error else {})
 
@@ -126,8 +134,8 @@ def _observe_events(_options: CallbackOptions) -> Iterator[Observation]:
 
 
 def _observe_sent(_options: CallbackOptions) -> Iterator[Observation]:
-    for (topic, error), count in dict(_sent).items():
-        yield Observation(count, _send_attributes(topic, error))
+    for (topic, server, error), count in dict(_sent).items():
+        yield Observation(count, _send_attributes(topic, server, error))
 
 
 def _observe_requests(_options: CallbackOptions) -> Iterator[Observation]:
@@ -136,11 +144,11 @@ def _observe_requests(_options: CallbackOptions) -> Iterator[Observation]:
 
 
 def _sum_of(read: Callable[[Load], float]) -> Callback:
-    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in _loaded))]
+    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)))]
 
 
 def _oldest_age(_options: CallbackOptions) -> list[Observation]:
-    return [Observation(max((loaded.load().oldest_age for loaded in _loaded), default=0.0))]
+    return [Observation(max((loaded.load().oldest_age for loaded in list(_loaded)), default=0.0))]
 
 
 _meter.create_observable_counter("pulsecart.events", [_observe_events], "{event}", "Events by type and outcome.")

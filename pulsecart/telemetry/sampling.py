@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
-from pulsecart.telemetry.tracing import CALLER, event_trace_id
+from pulsecart.telemetry.tracing import CALLER, SAMPLED, event_trace_id
 
 __all__ = ["EventIdGenerator", "EventSampler"]
 
@@ -56,8 +56,8 @@ class EventSampler(Sampler):
             by_flag = self._sampler.should_sample(parent, trace_id, name, kind, attributes, links, trace_state)
             if by_flag.decision is Decision.RECORD_AND_SAMPLE:
                 # The caller's tracestate belongs to the caller's trace, and this one is new.
-                return SamplingResult(by_flag.decision, attributes)
-        if kind is SpanKind.CLIENT and links and any(link.context.trace_flags.sampled for link in links):
+                return SamplingResult(by_flag.decision, by_flag.attributes)
+        if get_value(SAMPLED, parent_context):
             return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
         return self._sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 

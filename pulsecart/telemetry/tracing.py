@@ -32,6 +32,7 @@ from pulsecart.ids import trace_id_of
 
 __all__ = [
     "CALLER",
+    "SAMPLED",
     "end_request",
     "event_trace_id",
     "fail",
@@ -42,6 +43,7 @@ __all__ = [
     "start_request",
     "start_send",
     "traceparent",
+    "turn_came",
     "within",
     "within_span",
 ]
@@ -49,8 +51,14 @@ __all__ = [
 _tracer = trace.get_tracer("pulsecart", version("pulsecart"))
 _propagator = TraceContextTextMapPropagator()
 
+LONGEST_TRACEPARENT = 512
+"""Longer ones are left aside: OpenTelemetry would log a line for each."""
+
 CALLER = contexts.create_key("pulsecart-caller")
 """In an OpenTelemetry context: the `SpanContext` of the caller, by whose flag an event is sampled too."""
+
+SAMPLED = contexts.create_key("pulsecart-sampled")
+"""In an OpenTelemetry context: whether a root span is to be sampled whatever its trace id."""
 
 event_trace_id: ContextVar[int] = ContextVar("event_trace_id", default=0)
 """The trace id that the next root span is to have, while it is started; 0 for any."""
@@ -67,7 +75,10 @@ def start_request(
     """Start the span of an HTTP request. Work inside `within` the context, so that `start_create` finds the caller."""
     if not is_on():
         return INVALID_SPAN, None
-    caller = _propagator.extract(headers, Context()) if "traceparent" in headers else Context()
+    # Without the caller's tracestate: nothing of its trace is passed on from here.
+    parent = headers.get("traceparent", "")
+    usable = 0 < len(parent) <= LONGEST_TRACEPARENT
+    caller = _propagator.extract({"traceparent": parent}, Context()) if usable else Context()
     span = _tracer.start_span(
         f"{method} {route}",
         caller,
@@ -127,18 +138,22 @@ def start_create(event: Event, ordering_key: str | None) -> Span:
     return span
 
 
+def turn_came(create: Span, count: int) -> None:
+    """Note that an event's message is about to be sent, with others, so that its wait for that can be told."""
+    create.add_event("pulsecart.turn_came", {"messaging.batch.message_count": count})
+
+
 def start_send(topic: str, count: int, creates: Sequence[Span], server: tuple[str, int]) -> Span:
     """Start the span of a request with `count` messages, of which `creates` are the recorded spans.
 
-    Each `create` notes that its wait is over, so that waiting, retrying (events of `send`) and the broker's own time
-    can be told apart.
+    It is sampled if any of them is.
     """
     if not creates:
         return INVALID_SPAN
     alone = count == 1
     span = _tracer.start_span(
         f"send {topic}",
-        trace.set_span_in_context(creates[0], Context()) if alone else Context(),
+        trace.set_span_in_context(creates[0], Context()) if alone else Context({SAMPLED: True}),
         SpanKind.CLIENT,
         {
             "messaging.system": "gcp_pubsub",
@@ -151,18 +166,17 @@ def start_send(topic: str, count: int, creates: Sequence[Span], server: tuple[st
         },
         None if alone else [Link(create.get_span_context()) for create in creates],
     )
-    for create in creates:
-        create.add_event("pulsecart.turn_came", {"messaging.batch.message_count": count})
-        if not alone:
+    if not alone:
+        for create in creates:
             create.add_link(span.get_span_context())
     return span
 
 
-def fail(span: Span, kind: str, detail: str = "") -> None:
-    """Mark a span as failed. `kind` is one of few."""
+def fail(span: Span, kind: str) -> None:
+    """Mark a span as failed. `kind` is one of few; what an error says in words may repeat what a caller wrote."""
     if span.is_recording():
         span.set_attribute("error.type", kind)
-        span.set_status(Status(StatusCode.ERROR, detail))
+        span.set_status(Status(StatusCode.ERROR))
 
 
 def traceparent(context: SpanContext) -> str:

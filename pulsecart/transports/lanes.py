@@ -16,7 +16,7 @@ from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, O
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message
 from pulsecart.telemetry.metrics import Load, watch
-from pulsecart.telemetry.tracing import recorded_span
+from pulsecart.telemetry.tracing import recorded_span, turn_came
 
 __all__ = ["Lanes", "Send"]
 
@@ -183,7 +183,11 @@ class Lanes:
             while lane.waiting:
                 if not self._closed:
                     await lane.linger()
-                await self._deliver(lane, lane.take())
+                batch = lane.take()
+                for entry in batch:
+                    if entry.span is not None:
+                        turn_came(entry.span, len(batch))
+                await self._deliver(lane, batch)
         finally:
             lane.requests -= 1
             if not lane.requests:

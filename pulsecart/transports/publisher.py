@@ -119,7 +119,7 @@ class Publisher:
         self._tokens = tokens
         self._project = project
         host, _, port = address.rpartition(":")
-        self._server = host, int(port)
+        self._server = host.strip("[]"), int(port)
         self._deadline = limits.deadline
         # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
         self._attempt_timeout = limits.deadline / 2
@@ -174,18 +174,16 @@ class Publisher:
         """Send one request, and observe it; see `lanes.Send`."""
         span = tracing.start_send(topic, len(messages), creates, self._server)
         started = perf_counter()
-        error_type = "CANCELLED"  # unless it comes to an end of its own
+        error_type = ""
         try:
-            ids = await self._send_until(deadline, topic, key, messages, span)
-            error_type = ""
-        except PublishError as error:
-            error_type = error.error_type
-            tracing.fail(span, error_type, str(error))
+            return await self._send_until(deadline, topic, key, messages, span)
+        except BaseException as error:
+            error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
+            tracing.fail(span, error_type)
             raise
         finally:
             span.end()
-            metrics.send_ended(topic, len(messages), perf_counter() - started, error_type)
-        return ids
+            metrics.send_ended(topic, len(messages), self._server, perf_counter() - started, error_type)
 
     async def _send_until(
         self, deadline: float, topic: str, key: str, messages: Sequence[Message], span: Span

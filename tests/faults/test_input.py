@@ -89,7 +89,7 @@ async def test_a_hundred_thousand_mutated_bodies(tmp_path, scale):
 
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 (shown where it fails)
-    with serving(cwd=tmp_path, PULSECART_LOG_LEVEL="warning") as served:
+    with serving(cwd=tmp_path) as served:
         port = int(served.url.rpartition(":")[2])
         async with asyncio.TaskGroup() as connections:
             for number in range(CONNECTIONS):

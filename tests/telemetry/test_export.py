@@ -12,6 +12,8 @@ from pulsecart.telemetry import export
 from tests.collector import collector
 from tests.serving import Served, serving
 
+pytestmark = pytest.mark.anyio
+
 ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
 
 
@@ -119,7 +121,41 @@ def test_an_exporter_that_does_not_exist_is_named(tmp_path):
         assert post(served).status_code == 202
         served.stop()
     (line,) = lines_with(served, "No traces are exported")
-    assert "'otpl'" in line["message"]
+    assert "there is no exporter 'otpl'" in line["message"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "100", "No traces are exported: ValueError"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "No traces are exported: ValueError"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grcp", "there is no protocol 'grcp'; there are grpc, http/protobuf"),
+    ],
+)
+def test_a_variable_that_is_wrong_stops_telemetry_and_not_the_service(tmp_path, variable, value, says):
+    """What the SDK cannot work with is a warning that names the signal and the reason."""
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", variable: value}
+    with serving(cwd=tmp_path, **environment) as served:
+        assert post(served).status_code == 202
+        assert served.stop() == 0
+    assert lines_with(served, says)
+
+
+def test_empty_variables_are_as_if_not_set_and_exporters_can_be_several(tmp_path):
+    """As the specification has it."""
+    with collector("grpc") as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": " ",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": " GRPC ",
+            "OTEL_TRACES_EXPORTER": "otlp, console",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            assert post(served).status_code == 202
+            served.stop()
+        assert len(collects.spans) == 2
+        assert collects.metrics
 
 
 def test_a_collector_that_is_down_is_said_once(tmp_path):
@@ -189,11 +225,45 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(tmp_path):
     assert lines_with(served, "Telemetry was not exported to the end")
 
 
-def test_a_providers_host_is_left_alone(traced, monkeypatch):
+def test_a_host_with_a_provider_is_left_alone(traced, monkeypatch):
     """Where the host has set a TracerProvider, the application sets none."""
     traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     assert export._set_up.__wrapped__() == []
+
+
+async def test_a_flush_that_fails_is_logged(caplog):
+    """Whatever an exporter raises at the end does not stop the end."""
+
+    def defective() -> None:
+        raise ZeroDivisionError
+
+    await export._in_bounds(defective)
+    assert [record.getMessage() for record in caplog.records] == ["Telemetry could not be flushed"]
+
+
+def test_a_metadata_server_that_hangs_is_not_waited_for(monkeypatch):
+    """Where we run is asked for within a bound, and left open where nobody says."""
+    monkeypatch.setattr(export, "DETECT_SECONDS", 0.2)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        monkeypatch.setattr(_metadata, "_GCP_METADATA_URL", f"http://127.0.0.1:{hanging.getsockname()[1]}/")
+        _metadata.is_available.cache_clear()
+        start = time.monotonic()
+        assert export._resource().attributes["service.name"] == "pulsecart"
+        assert time.monotonic() - start < 2
+
+
+def test_a_metadata_server_that_says_nonsense_is_told(monkeypatch, caplog):
+    """A detector that fails is a warning, and no reason not to export."""
+
+    def nonsense() -> None:
+        raise KeyError("project")
+
+    monkeypatch.setattr(_metadata, "is_available", nonsense)
+    monkeypatch.setenv("K_SERVICE", "front")
+    assert export._resource().attributes["service.name"] == "pulsecart"
+    assert "did not say where this runs: KeyError" in caplog.text
 
 
 def test_on_cloud_run_the_resource_says_so(monkeypatch):

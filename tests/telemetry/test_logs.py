@@ -1,4 +1,5 @@
 import asyncio
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import httpx
 import pytest
 import structlog
 
-from pulsecart import BrokerUnavailable, Message, trace_id_of
+from pulsecart import BrokerRefused, BrokerUnavailable, Message, trace_id_of
 from pulsecart.app import create_app
 from pulsecart.settings import Settings
 from pulsecart.telemetry import logs
@@ -37,8 +38,8 @@ def lines(capsys):
 
 
 @asynccontextmanager
-async def posting(transport):
-    app = create_app(Settings(transport="memory"), transport=transport)
+async def posting(transport, **settings):
+    app = create_app(Settings(transport="memory", **settings), transport=transport)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
     async with app.router.lifespan_context(app), client:
 
@@ -128,7 +129,81 @@ async def test_a_flood_of_failures_is_the_first_and_then_counts(lines, order_jso
     assert [line.get("repeated") for line in lines()] == [None, 2]
 
 
-async def test_a_defect_is_logged_with_its_traceback(tmp_path):
+async def test_a_refusal_for_good_is_an_error_in_the_midst_of_an_outage(lines, order_json):
+    """What an operator must mend is not counted among what passes by itself."""
+    errors = [BrokerUnavailable("away"), BrokerRefused("no such topic"), BrokerRefused("no such topic")]
+
+    async def fail(_message: Message) -> None:
+        raise errors.pop(0)
+
+    async with posting(MemoryTransport(fail)) as post:
+        for _ in range(3):
+            await post(order_json())
+    assert [(line["severity"], line["error_type"], line.get("repeated")) for line in lines()] == [
+        ("WARNING", "BrokerUnavailable", None),
+        ("ERROR", "BrokerRefused", None),
+        ("ERROR", "BrokerRefused", 1),
+    ]
+
+
+@pytest.mark.parametrize("personal_data", ["false", "true"])
+async def test_a_defect_is_logged_without_what_the_caller_wrote(lines, order_json, personal_data):
+    """A defect is logged with its traceback; its message, which may repeat a value, only where that is allowed."""
+
+    async def defective(message: Message) -> None:
+        raise KeyError(message.ordering_key)
+
+    async with posting(MemoryTransport(defective), personal_data=personal_data) as post:
+        for _ in range(3):
+            assert (await post(order_json(user_id=SECRET))).status_code == 500
+    first, count = lines()
+    assert (first["severity"], first["problem"], first["error_type"]) == ("ERROR", "internal-error", "KeyError")
+    assert "in defective" in first["exception"]
+    assert (SECRET in json.dumps([first, count])) is (personal_data == "true")
+    assert count["repeated"] == 2
+
+
+async def test_where_no_line_can_be_written_events_are_published_all_the_same(order_json, monkeypatch):
+    """A standard error that nobody reads, or a full disk, makes no event fail."""
+
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    for stream in (Full(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        async with posting(MemoryTransport()) as post:
+            assert (await post(order_json())).status_code == 202
+
+
+def test_a_flood_of_the_servers_own_warnings_is_counted(monkeypatch):
+    """Of one line of code one warning passes in a while, and the next says how many were left out; infos all pass."""
+    flood = logs.Flood()
+    clock = [0.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(logs, "MOST_KINDS", 3)
+
+    def passes(level: int, line: int = 1, text: str = "no HTTP") -> str | None:
+        record = logging.LogRecord("uvicorn.error", level, __file__, line, text, None, None)
+        return record.getMessage() if flood.filter(record) else None
+
+    assert [passes(logging.WARNING) for _ in range(4)] == ["no HTTP", None, None, None]
+    assert passes(logging.WARNING, line=2) == "no HTTP"
+    assert [passes(logging.INFO) for _ in range(2)] == ["no HTTP"] * 2
+    clock[0] = 10.0
+    assert passes(logging.WARNING) == "no HTTP (and 3 more like it)"
+    for line in range(100):
+        passes(logging.WARNING, line=line)
+    assert len(flood._kinds) <= 3
+
+
+def test_a_level_of_another_librarys_own_is_no_fault():
+    """A record of level 35, whatever it is called, is a line."""
+    record = logging.LogRecord("x", 35, __file__, 1, "it is so", None, None)
+    assert json.loads(logs.formatter("shop").format(record))["severity"] == "DEFAULT"
+
+
+async def test_a_traceback_of_the_servers_own_is_in_its_line():
     """A line of Python's own logging has the same form, and the traceback in it."""
     handler = logging.StreamHandler()
     handler.setFormatter(logs.formatter("shop"))
@@ -170,7 +245,7 @@ PROGRAM = """
 from starlette.testclient import TestClient
 from pulsecart.app import create_app
 with TestClient(create_app()) as client:
-    order = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}}
+    order = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "event_id": "\\x1b[2J"}
     assert client.post("/events/ingest", json=order).status_code == 202
 """
 
@@ -193,5 +268,6 @@ def test_on_a_terminal_lines_are_for_people(tmp_path):
     os.close(terminal)
     (line,) = written.decode().splitlines()
     assert "\x1b[" in line
+    assert "\x1b[2J" not in line  # what the caller wrote does not steer the terminal
     assert "published" in line
     assert not line.startswith("{")

@@ -98,9 +98,9 @@ async def test_events_are_counted_by_type_and_outcome(grown, order_json):
     assert grown("pulsecart.events") == points(
         (of("order.placed", "published"), 1),
         (of("order.placed", "failed", error="BrokerUnavailable"), 1),
-        (of("order.placed", "invalid", error="InvalidEvent"), 2),
-        (of(metrics.OTHER, "invalid", error="UnknownEventType"), 3),
-        (of(metrics.OTHER, "invalid", error="MalformedBody"), 1),
+        (of("order.placed", "refused", error="InvalidEvent"), 2),
+        (of(metrics.OTHER, "refused", error="UnknownEventType"), 3),
+        (of(metrics.OTHER, "refused", error="MalformedBody"), 1),
     )
 
 
@@ -122,6 +122,8 @@ async def test_requests_to_the_broker_are_counted_and_timed(grown, read):
         "messaging.operation.name": "send",
         "messaging.operation.type": "send",
         "messaging.destination.name": TOPIC,
+        "server.address": "127.0.0.1",
+        "server.port": int(server.host.rpartition(":")[2]),
     }
     failed = send | {"error.type": "PERMISSION_DENIED"}
     assert grown("messaging.client.operation.duration") == points((send, 1), (failed, 1))
@@ -190,5 +192,5 @@ async def test_what_is_in_flight_can_be_seen(read):
 def test_batch_sizes_fall_into_few_classes(grown, count, name):
     """However large a request is, its label is one of four."""
     grown("pulsecart.requests")
-    metrics.send_ended("t", count, 0.1)
+    metrics.send_ended("t", count, ("h", 1), 0.1)
     assert grown("pulsecart.requests") == points(({"messaging.destination.name": "t", "pulsecart.batch.size": name}, 1))
