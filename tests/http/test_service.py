@@ -533,3 +533,16 @@ def test_settings_come_from_the_environment_where_none_are_given(monkeypatch):
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST")
     assert "/dev/messages" in routes()
     assert EmulatorTransport
+
+
+async def test_a_defect_beside_events_is_a_problem_too():
+    """A check that fails for a reason of its own is answered 500, and raised for the server to log."""
+
+    class Defective(MemoryTransport):
+        async def check(self, topics):
+            raise ZeroDivisionError
+
+    app = create_app(Settings(transport="memory"), transport=Defective())
+    asgi = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=asgi, base_url="http://test") as client:
+        problem(await client.get("/readyz"), 500, "internal-error")

@@ -1,5 +1,9 @@
 import json
+import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -230,6 +234,36 @@ def test_a_host_with_a_provider_is_left_alone(traced, monkeypatch):
     traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     assert export._set_up.__wrapped__() == []
+
+
+def test_what_a_host_logs_is_left_alone(tmp_path):
+    """Beside a TracerProvider of the host metrics are exported, and OpenTelemetry's own lines go where they went."""
+    program = """
+import logging
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+host = TracerProvider()
+trace.set_tracer_provider(host)
+from pulsecart.telemetry import export, metrics
+assert len(export._set_up()) == 1
+assert metrics.are_on()
+assert trace.get_tracer_provider() is host
+assert logging.getLogger("opentelemetry").propagate
+"""
+    environment = os.environ | {"OTEL_METRICS_EXPORTER": "none", "OTEL_TRACES_EXPORTER": "console"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
+    """Callers can make OpenTelemetry log a line for each request: none of it may fill memory, or the log."""
+    failures = export._Failures()
+    for _ in range(3):
+        failures.handle(logging.LogRecord("opentelemetry", logging.WARNING, __file__, 1, "%s is odd", ("x",), None))
+    assert vars(failures._exporting) == {}
+    assert caplog.records == []
 
 
 async def test_a_flush_that_fails_is_logged(caplog):

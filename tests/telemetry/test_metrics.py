@@ -104,6 +104,16 @@ async def test_events_are_counted_by_type_and_outcome(grown, order_json):
     )
 
 
+async def test_a_defect_is_counted_as_a_failure(grown, order_json):
+    """What is neither the caller's fault nor the broker's counts too, by the kind of error."""
+    grown("pulsecart.events")
+    producer = Producer(MemoryTransport(), clock=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await producer.ingest(order_json())
+    labels = {"cloudevents.event_type": "order.placed", "pulsecart.outcome": "failed"}
+    assert grown("pulsecart.events") == points((labels | {"error.type": "ZeroDivisionError"}, 1))
+
+
 async def test_requests_to_the_broker_are_counted_and_timed(grown, read):
     """By the conventions: messages sent, durations in the recommended buckets, errors by the broker's status."""
     for name in ("messaging.client.operation.duration", "messaging.client.sent.messages", "pulsecart.requests"):

@@ -211,6 +211,19 @@ async def test_a_caller_that_gives_up_ends_its_span(spans, broker, remote):
     assert spans.one("create").attributes["error.type"] == "CancelledError"
 
 
+async def test_a_request_that_is_ended_from_outside_ends_its_spans(spans, broker, remote, order_json):
+    """A server that cancels a request leaves no span open."""
+    broker.script.append(asyncio.Event())
+    async with posting(remote) as post:
+        task = asyncio.create_task(post(order_json()))
+        await broker.received(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert spans.one("POST").attributes["error.type"] == "500"
+    assert spans.one("create").attributes["error.type"] == "CancelledError"
+
+
 async def test_the_request_follows_its_caller(spans, order_json):
     """The request's span continues the caller's trace; the event has its own."""
     async with posting(MemoryTransport()) as post:
