@@ -174,14 +174,13 @@ class _Kind:
     """Failures that are alike: how to log them, the last one's fields, and how many were not logged yet."""
 
     write: Callable[..., None]
-    outcome: str
     fields: Mapping[str, Any]
     unsaid: int = 0
 
     def say(self) -> None:
         """Log those that were counted, by the last of them."""
         if self.unsaid:
-            self.write(self.outcome, **self.fields, repeated=self.unsaid)
+            self.write(**self.fields, repeated=self.unsaid)
             self.unsaid = 0
 
 
@@ -196,7 +195,8 @@ class EventLog:
     def published(self, receipt: Receipt, seconds: float) -> None:
         """Log an event that the broker has."""
         self._log.info(
-            "published",
+            "event published",
+            outcome="published",
             event_id=receipt.event_id,
             event_type=receipt.event_type,
             topic=receipt.topic,
@@ -210,14 +210,20 @@ class EventLog:
 
         Severity, problem, and the fields `event_type` and `error_type` make the kind, of which there must be few.
         """
-        fields = {"problem": problem, "duration_ms": round(seconds * 1e3, 1)} | {k: v for k, v in fields.items() if v}
+        fields = {
+            "event": f"event {outcome}",
+            "outcome": outcome,
+            "problem": problem,
+            "duration_ms": round(seconds * 1e3, 1),
+            **{field: value for field, value in fields.items() if value},
+        }
         name = severity, problem, fields.get("event_type"), fields.get("error_type")
         if kind := self._kinds.get(name):
             kind.fields = fields
             kind.unsaid += 1
             return
-        kind = self._kinds[name] = _Kind(getattr(self._log, severity), outcome, fields)
-        kind.write(outcome, **fields)
+        kind = self._kinds[name] = _Kind(getattr(self._log, severity), fields)
+        kind.write(**fields)
         self._look_again_later(name)
 
     def defect(self, error: Exception, problem: str, seconds: float) -> None:

@@ -62,7 +62,8 @@ async def test_a_published_event_is_one_line(lines, order_json):
     assert 0 <= line.pop("duration_ms") < 10_000
     assert line == {
         "severity": "INFO",
-        "message": "published",
+        "message": "event published",
+        "outcome": "published",
         "event_id": answer["event_id"],
         "event_type": "order.placed",
         "topic": "pulsecart.commerce-events",
@@ -87,7 +88,7 @@ async def test_a_refused_event_names_the_problem(lines, order_json):
         for body in (order_json(user_id=SECRET, order_id=""), order_json(event_type=SECRET), SECRET.encode()):
             await post(body)
     found = lines()
-    assert [(line["severity"], line["message"], line["problem"], line.get("event_type")) for line in found] == [
+    assert [(line["severity"], line["outcome"], line["problem"], line.get("event_type")) for line in found] == [
         ("INFO", "refused", "invalid-event", "order.placed"),
         ("INFO", "refused", "unknown-event-type", None),
         ("INFO", "refused", "malformed-body", None),
@@ -100,7 +101,7 @@ async def test_a_failed_event_can_be_found_again(lines, order_json):
     async with posting(MemoryTransport(outage)) as post:
         await post(order_json(event_id="mine"))
     (line,) = lines()
-    assert (line["severity"], line["message"], line["problem"]) == ("WARNING", "failed", "broker-unavailable")
+    assert (line["severity"], line["outcome"], line["problem"]) == ("WARNING", "failed", "broker-unavailable")
     assert (line["event_id"], line["topic"], line["detail"]) == (
         "mine",
         "pulsecart.commerce-events",
