@@ -208,7 +208,7 @@ class EventLog:
     def failed(self, severity: str, outcome: str, problem: str, seconds: float, **fields: Any) -> None:
         """Log an event that was not published: `outcome`, and the problem that was answered.
 
-        Severity, problem, and the fields `event_type` and `error_type` make the kind, of which there must be few.
+        The problem and the fields `event_type` and `error_type` make the kind, of which there must be few.
         """
         fields = {
             "event": f"event {outcome}",
@@ -217,7 +217,7 @@ class EventLog:
             "duration_ms": round(seconds * 1e3, 1),
             **{field: value for field, value in fields.items() if value},
         }
-        name = severity, problem, fields.get("event_type"), fields.get("error_type")
+        name = problem, fields.get("event_type"), fields.get("error_type")
         if kind := self._kinds.get(name):
             kind.fields = fields
             kind.unsaid += 1

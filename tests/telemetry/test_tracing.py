@@ -363,6 +363,13 @@ async def test_a_callers_tracestate_is_left_aside(spans, order_json, header, cap
     assert caplog.records == []
 
 
+async def test_a_hosts_own_spans_have_traces_of_their_own(spans):
+    """The trace id of an event is for its root alone, not for what the same task starts next."""
+    receipt = await Producer(MemoryTransport()).publish(placed())
+    tracing._tracer.start_span("the host's own").end()
+    assert f"{spans.one('the host').context.trace_id:032x}" != receipt.trace_id
+
+
 async def test_a_retry_adds_a_root_to_the_same_trace(spans):
     """Two publishes under one event id are two roots in one trace."""
     producer = Producer(MemoryTransport())
