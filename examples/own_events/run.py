@@ -44,7 +44,8 @@ def main() -> None:
     )
     assert service.stderr is not None
     try:
-        url = next(line.split()[4] for line in service.stderr if "Uvicorn running on" in line)
+        lines = (json.loads(line)["message"] for line in service.stderr)
+        url = next(line.split()[3] for line in lines if line.startswith("Uvicorn running on"))
 
         accepted = call(f"{url}/events/ingest", SHIPPED)
         print("accepted", accepted["event_id"])

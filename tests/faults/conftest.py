@@ -141,7 +141,7 @@ def judge_by_server(judged) -> Callable[..., None]:
     return judge
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if rows := config.stash.get(_report, []):
         terminalreporter.section("faults")
         names = ["fault", "sent", "202", "deliveries", "lost", "users out of order", "peak MB", "recovery s"]
