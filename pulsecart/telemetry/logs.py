@@ -44,7 +44,7 @@ def configure(level: str, project: str) -> None:
     """Set structlog up for this process."""
     structlog.configure(
         processors=[structlog.processors.add_log_level, *_written(project, colored=_on_a_terminal())],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=_Stderr,
         cache_logger_on_first_use=True,
     )
