@@ -235,22 +235,29 @@ class _Failures(logging.Handler):
         export, failing = exporter.export, False
 
         def telling(*arguments: Any, **options: Any) -> Any:
-            nonlocal failing
             said: list[str] = []
             self._exporting.said = said
+            failed = True
             try:
                 result = export(*arguments, **options)
+                failed = result.name != "SUCCESS"
+            except Exception as error:
+                said.append(f"{type(error).__name__}: {error}")
+                raise  # to the SDK, which goes on with the next batch
             finally:
                 self._exporting.said = None
-            if (result.name != "SUCCESS") is not failing:
-                failing = not failing
-                if failing:
-                    # The first line has the cause, the last one what became of it.
-                    why = "; ".join(dict.fromkeys([*said[:1], *said[-1:]]))
-                    _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, why)
-                else:
-                    _log.warning("The %s reach their collector again", signal)
+                tell(failed, said)
             return result
+
+        def tell(failed: bool, said: list[str]) -> None:  # noqa: FBT001 (a state, not a mode)
+            nonlocal failing
+            if failed and not failing:
+                # The first line has the cause, the last one what became of it.
+                why = "; ".join(dict.fromkeys([*said[:1], *said[-1:]]))
+                _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, why)
+            elif failing and not failed:
+                _log.warning("The %s reach their collector again", signal)
+            failing = failed
 
         exporter.export = telling
         return exporter

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 from opentelemetry.resourcedetector.gcp_resource_detector import _metadata
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from pulsecart.telemetry import export
 from tests.collector import collector
@@ -264,6 +265,28 @@ def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
         failures.handle(logging.LogRecord("opentelemetry", logging.WARNING, __file__, 1, "%s is odd", ("x",), None))
     assert vars(failures._exporting) == {}
     assert caplog.records == []
+
+
+def test_an_exporter_that_raises_is_told_too(caplog):
+    """Older exporters raise where newer ones return that they have failed: either is said once, and its end."""
+
+    class Exporter:
+        outcomes = [ConnectionError("refused"), ConnectionError("refused"), SpanExportResult.SUCCESS]
+
+        def export(self, _spans: object) -> SpanExportResult:
+            outcome = self.outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+    exporter = export._Failures().told(Exporter(), "traces")
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            exporter.export([])
+    exporter.export([])
+    down, again = [record.getMessage() for record in caplog.records]
+    assert "ConnectionError: refused" in down
+    assert "again" in again
 
 
 async def test_a_flush_that_fails_is_logged(caplog):
