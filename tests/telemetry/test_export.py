@@ -269,7 +269,6 @@ def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
 
 def test_an_exporter_that_raises_is_told_too(caplog):
     """Older exporters raise where newer ones return that they have failed: either is said once, and its end."""
-
     outcomes = [ConnectionError("refused"), ConnectionError("refused"), SpanExportResult.SUCCESS]
 
     class Exporter:
