@@ -21,6 +21,7 @@ from pulsecart import (
     TransportClosed,
 )
 from pulsecart.transports import EmulatorTransport
+from pulsecart.transports.publisher import Publisher, insecure_channel
 from tests.strict_server import StrictServer, strict_server
 from tests.subscriber import subscriber
 from tests.transports.contract import TOPICS, Opened, TransportContract, message
@@ -413,6 +414,33 @@ async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(m
                 while transport._publisher._away:
                     await asyncio.sleep(0.02)
                 assert await transport.publish(message(4))
+
+
+async def test_it_comes_back_only_with_the_connections_that_publish(monkeypatch):
+    """A probe's own connection that is back is not enough: the first publish after an outage would fail."""
+    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_TIMEOUT", 0.5)
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+    asks, publishes = (insecure_channel(f"127.0.0.1:{port}") for port in ports)
+    publisher = Publisher(
+        [asks, publishes], project="test", address=f"127.0.0.1:{ports[0]}", limits=Limits(deadline=DEADLINE)
+    )
+    try:
+        async with asyncio.timeout(30):
+            while not publisher._away:
+                await asyncio.sleep(0.02)
+            async with strict_server(TOPICS, port=ports[0]):
+                while "did not answer" not in publisher._away:  # the probe was answered, and then waited in vain
+                    await asyncio.sleep(0.02)
+                async with strict_server(TOPICS, port=ports[1]):
+                    while publisher._away:
+                        await asyncio.sleep(0.02)
+                    assert await publisher.publish(message(1))
+    finally:
+        await publisher.aclose()
 
 
 async def test_one_key_that_hangs_is_no_outage(server, transport):
