@@ -13,7 +13,7 @@ from pulsecart.events import load_catalog
 from pulsecart.http.dev import messages
 from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
-from pulsecart.http.ingest import ROUTE, ingest
+from pulsecart.http.ingest import ROUTE, Ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
 from pulsecart.ports import Transport
 from pulsecart.producer import Producer
@@ -76,7 +76,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     routes = [
         Route(
             ROUTE,
-            ingest(
+            Ingest(
                 producer,
                 event_log,
                 max_body_bytes=settings.max_body_bytes,

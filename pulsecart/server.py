@@ -1,5 +1,6 @@
 """The HTTP server: uvicorn, with what it lacks."""
 
+import asyncio
 import gc
 import re
 import signal
@@ -7,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -67,6 +68,38 @@ def application() -> Starlette:
     return app
 
 
+class _Joining:
+    """A transport that sends at once what is written in one step of the event loop.
+
+    uvicorn writes an answer's head and its body one after the other, and uvloop sends each by itself: two packets, and
+    two calls of the kernel, which are a tenth of what a request costs.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send this with what else is written in this step."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Send what is held, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            self._transport.write(b"".join(self._held))
+            self._held.clear()
+
+
 class HttpProtocol(HttpToolsProtocol):
     """Bounds a request's head, answers what is no HTTP as any other problem, and ignores offers to upgrade.
 
@@ -79,6 +112,10 @@ class HttpProtocol(HttpToolsProtocol):
     """How much has come of a head that is not complete."""
 
     _in_head = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join what is written."""
+        super().connection_made(cast(asyncio.Transport, _Joining(transport, self.loop)))
 
     def data_received(self, data: bytes) -> None:
         """Hide an offer from the parser, under another name of the same length, and look at what is left unread."""

@@ -1,11 +1,17 @@
-"""What is no good HTTP, over raw sockets."""
+"""What the server adds to HTTP: over raw sockets, what is no good; and how answers are written."""
 
+import asyncio
 import json
 import socket
 from contextlib import suppress
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from pulsecart.app import create_app
+from pulsecart.server import HttpProtocol
+from pulsecart.settings import Settings
 from tests.serving import serving
 
 BODY = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'
@@ -117,3 +123,53 @@ def test_percent_encoding_and_odd_headers_are_no_fault(served):
     assert exchange(served, START + b"X-A: \xff\xfe\r\ntraceparent: \xff\r\n" + LENGTH + b"\r\n" + BODY)[0] == 202
     status, _, _ = exchange(served, START.replace(b"ingest", b"%zz%00%ff") + LENGTH + b"\r\n" + BODY)
     assert status == 404
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written, write by write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.closed = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def is_closing(self) -> bool:
+        return self.closed.is_set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+async def test_an_answer_is_one_write():
+    """An answer's head and body go to the kernel together, and before the connection is closed."""
+    config = uvicorn.Config(create_app(Settings(transport="memory")), http=HttpProtocol, log_config=None)
+    config.load()
+    protocol = HttpProtocol(config, ServerState(), {})
+    wire = Wire()
+    protocol.connection_made(wire)
+    protocol.data_received(START + LENGTH + b"Connection: close\r\n\r\n" + BODY)
+    async with asyncio.timeout(10):
+        await wire.closed.wait()
+    (answer,) = wire.writes
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert answer.endswith(b"}")
+
+
+async def test_what_is_awaited_in_between_is_not_held_back():
+    """The go-ahead for a body that the caller asks for (`Expect: 100-continue`) is sent before the body has come."""
+    config = uvicorn.Config(create_app(Settings(transport="memory")), http=HttpProtocol, log_config=None)
+    config.load()
+    protocol = HttpProtocol(config, ServerState(), {})
+    wire = Wire()
+    protocol.connection_made(wire)
+    protocol.data_received(START + LENGTH + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        while not wire.writes:
+            await asyncio.sleep(0)
+        assert wire.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+        protocol.data_received(BODY)
+        await wire.closed.wait()
+    assert wire.writes[1].startswith(b"HTTP/1.1 202 ")

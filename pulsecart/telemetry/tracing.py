@@ -8,7 +8,7 @@ message, and a root of its own, with links, where it carries several. The HTTP r
 Without a TracerProvider, all this is skipped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from importlib.metadata import version
 
@@ -69,16 +69,16 @@ def is_on() -> bool:
     return not isinstance(trace.get_tracer_provider(), ProxyTracerProvider)
 
 
-def start_request(
-    method: str, path: str, route: str, scheme: str, headers: Mapping[str, str]
-) -> tuple[Span, Context | None]:
-    """Start the span of an HTTP request. Work inside `within` the context, so that `start_create` finds the caller."""
+def start_request(method: str, path: str, route: str, scheme: str, parent: bytes) -> tuple[Span, Context | None]:
+    """Start the span of an HTTP request, whose `traceparent` header is `parent`, or empty.
+
+    Work inside `within` the context, so that `start_create` finds the caller.
+    """
     if not is_on():
         return INVALID_SPAN, None
     # Without the caller's tracestate: nothing of its trace is passed on from here.
-    parent = headers.get("traceparent", "")
     usable = 0 < len(parent) <= LONGEST_TRACEPARENT
-    caller = _propagator.extract({"traceparent": parent}, Context()) if usable else Context()
+    caller = _propagator.extract({"traceparent": parent.decode("latin-1")}, Context()) if usable else Context()
     span = _tracer.start_span(
         f"{method} {route}",
         caller,
