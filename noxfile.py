@@ -120,9 +120,12 @@ def package(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST, default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmark: pulsecart beside the least that its work can cost. Writes benchmarks/results.md."""
-    session.install(".", *group("test"), *group("bench"))
-    session.run("python", "-m", "benchmarks.run", *session.posargs)
+    """The benchmark: pulsecart beside its peers, and beside the least that its work can cost. Needs Node."""
+    session.install(".", *group("test"), *group("bench"), *group("peers"))
+    with session.chdir("benchmarks/peers/fastify"):
+        session.run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", external=True, silent=True)
+    with emulator_host(session) as host:
+        session.run("python", "-m", "benchmarks.run", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """pulsecart without HTTP: `library.py [USERS]` prints one line of JSON.
 
-Unordered, 100 messages a request, from this process to the broker at PUBSUB_EMULATOR_HOST. Then events of so many
-distinct users, ordered by user, with resident memory before and after.
+From this process to the broker at PUBSUB_EMULATOR_HOST: one event a request through the bare generated stub, and in
+order by user; then unordered, 100 messages a request. Last, events of so many distinct users, with resident memory
+before and after.
 """
 
 import asyncio
@@ -10,12 +11,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any
 
+import grpc.aio
 import psutil
 import uvloop
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
 from pulsecart import Batching, Limits, Message, Producer, unordered
 from pulsecart.events import OrderPlaced
@@ -24,6 +29,9 @@ from pulsecart.transports import EmulatorTransport
 MESSAGES = 20_000
 CALLERS, AT_ONCE = 8, 200
 """Each caller awaits this many publishes at once, then the next: so many are in flight."""
+
+ONE_BY_ONE = 8000
+"""Events that are published a request each, by 64 callers that await each by itself."""
 
 TOPIC = OrderPlaced.topic
 
@@ -47,19 +55,39 @@ def events() -> list[OrderPlaced]:
     ]
 
 
-async def rate(publish: Callable[[Any], Awaitable[object]], items: list[Any]) -> dict[str, float]:
+async def rate(
+    publish: Callable[[Any], Awaitable[object]], items: list[Any], callers: int = CALLERS, at_once: int = AT_ONCE
+) -> dict[str, float]:
     """Publish all, and return how many a second, by the clock and by this process's CPU time."""
 
     async def call(part: list[Any]) -> None:
-        for start in range(0, len(part), AT_ONCE):
-            await asyncio.gather(*map(publish, part[start : start + AT_ONCE]))
+        for start in range(0, len(part), at_once):
+            await asyncio.gather(*map(publish, part[start : start + at_once]))
 
     clock, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(call(items[first::CALLERS]) for first in range(CALLERS)))
+    await asyncio.gather(*(call(items[first::callers]) for first in range(callers)))
     return {
         "per_second": len(items) / (time.perf_counter() - clock),
         "cpu_us": (time.process_time() - cpu) / len(items) * 1e6,
     }
+
+
+@asynccontextmanager
+async def bare_stub(host: str) -> AsyncIterator[Callable[[Message], Awaitable[object]]]:
+    """Give a function that publishes a message through the generated client's stub, and nothing else."""
+    async with grpc.aio.insecure_channel(host) as channel:
+        publish: Any = PublisherGrpcAsyncIOTransport(channel=channel).publish
+        topic = f"projects/pulsecart-dev/topics/{TOPIC}"
+        metadata = (("x-goog-request-params", f"topic={topic}"),)
+
+        async def publish_alone(message: Message) -> None:
+            pubsub_message = PubsubMessage(
+                data=message.data, attributes=dict(message.attributes), ordering_key=message.attributes["event_id"]
+            )
+            request = PublishRequest(topic=topic, messages=[pubsub_message])
+            await publish(request, timeout=10, metadata=metadata)
+
+        yield publish_alone
 
 
 def resident_mb() -> float:
@@ -82,16 +110,23 @@ async def main(users: int) -> None:
         messages, orders = ready_messages(), events()
         producer = Producer(transport, ordering={TOPIC: unordered})
         await rate(transport.publish, messages[:2000])
-        result: dict[str, Any] = {
+        alone = {"callers": 64, "at_once": 1}
+        by_user = Producer(transport)
+        await rate(by_user.publish, orders[:1000], **alone)
+        async with bare_stub(host) as stub:
+            await rate(stub, messages[:1000], **alone)
+            result: dict[str, Any] = {"stub": await rate(stub, messages[:ONE_BY_ONE], **alone)}
+        result |= {
+            "ordered": await rate(by_user.publish, orders[:ONE_BY_ONE], **alone),
             "transport": await rate(transport.publish, messages),
             "producer": await rate(producer.publish, orders),
         }
         del messages, orders
         if users:
-            producer, numbers = Producer(transport), iter(range(users + 10_000))
-            await asyncio.gather(*(publish_distinct(producer, islice(numbers, 100)) for _ in range(100)))
-            result["before_mb"] = resident_mb()
-            await asyncio.gather(*(publish_distinct(producer, numbers) for _ in range(64)))
+            numbers = iter(range(users + 10_000))
+            await asyncio.gather(*(publish_distinct(by_user, islice(numbers, 100)) for _ in range(100)))
+            result |= {"users": users, "before_mb": resident_mb()}
+            await asyncio.gather(*(publish_distinct(by_user, numbers) for _ in range(64)))
             result["after_mb"] = resident_mb()
     print(json.dumps(result))
 

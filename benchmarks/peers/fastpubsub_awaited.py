@@ -1,0 +1,22 @@
+"""FastAPI and fastpubsub's broker. It tells no message id, so the answer has none."""
+
+from fastapi import FastAPI
+from fastpubsub import PubSubBroker
+
+from benchmarks.peers.events import TOPICS, AnyEvent
+
+app = FastAPI()
+broker = PubSubBroker(project_id="pulsecart-dev")
+
+
+@app.post("/events/ingest", status_code=202)
+async def ingest(event: AnyEvent) -> dict[str, str]:
+    """Publish, and await the broker."""
+    await broker.publish(
+        TOPICS[event.event_type],
+        event,
+        ordering_key=event.user_id,
+        attributes={"event_type": event.event_type, "event_id": event.event_id},
+        autocreate=False,
+    )
+    return {"status": "accepted", "event_id": event.event_id}

@@ -1,0 +1,175 @@
+"""Writes what the benchmark saw: `results.md`, and a chart of what an event costs, `results.png`."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import FLOOR, SECTIONS
+
+__all__ = ["Rounds", "chart", "report"]
+
+Rounds = list[dict[str, float]]
+"""What was seen of a row, round by round."""
+
+MEMORY, EMULATOR, FULL, STEADY, TELEMETRY, ORDERINGS = SECTIONS
+
+PREFACE = """# Benchmark
+
+Made by `nox -s bench{options}`. Each figure is a median over {rounds} rounds, with its range. In each round every row
+is a new process; it gets {warm_up:,} events to warm up, and then {events:,}: orders of about 400 bytes by 1000 users.
+CPU time per event is that of the service alone, its workers included. Memory is resident memory, after the first event
+and at its highest. Telemetry is off but where a row says otherwise.
+
+The peers do with an event what pulsecart does, as their frameworks' documentation would have it: see [peers](peers).
+They publish through Google's own client with message ordering on; those in Python run on the same server with the same
+settings. fastpubsub tells no message id, so its answer has none. The strict server is the tests' own broker, which
+waits {latency:g} ms before each answer.
+
+What it does not show: a network, TLS, Google's own front end, and more than a few cores. Throughput and latency are
+those of a machine that also runs broker and load generator; the ratios are what carries over. Nor does it show what is
+refused, repeated or lost when something fails: for pulsecart, `nox -s faults` does.
+"""
+
+COLUMNS = {
+    "CPU us/event": ("cpu_us", 0),
+    "events/s": ("per_second", 0),
+    "p50 ms": ("p50_ms", 1),
+    "p99 ms": ("p99_ms", 1),
+    "idle MB": ("idle_mb", 0),
+    "peak MB": ("peak_mb", 0),
+    "start to first 202, s": ("start_s", 2),
+}
+
+LIBRARY = {
+    "stub": "bare stub, one message a request, 64 at once",
+    "ordered": "Producer.publish, ordered by user, 64 at once",
+    "transport": "Transport.publish, unordered, 100 messages a request",
+    "producer": "Producer.publish, unordered, 100 messages a request",
+}
+
+
+def middle(rounds: Rounds, name: str, digits: int = 0) -> str:
+    """Return the median of a figure and, where there were several rounds, its range."""
+    values = [seen[name] for seen in rounds]
+    median = f"{statistics.median(values):,.{digits}f}"
+    return median if len(values) == 1 else f"{median} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+
+
+def ratio(over: Rounds, under: Rounds, figure: str = "cpu_us") -> str:
+    """Return the median ratio of a figure, round by round, so that a slow minute slows both sides."""
+    ratios = [a[figure] / b[figure] for a, b in zip(over, under, strict=True)]
+    return middle([{"ratio": each} for each in ratios], "ratio", 2)
+
+
+def table(results: Mapping[str, Rounds], columns: Mapping[str, tuple[str, int]]) -> list[str]:
+    """Return a Markdown table with a line for each row."""
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, rounds in results.items():
+        figures = [middle(rounds, figure, digits) for figure, digits in columns.values()]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return lines
+
+
+def findings(results: Mapping[str, Mapping[str, Rounds]], last_library: Mapping[str, Any]) -> list[str]:
+    """Return the ratios that the project promises."""
+    memory, emulator, full, steady = results[MEMORY], results[EMULATOR], results[FULL], results[STEADY]
+    telemetry, orderings = results[TELEMETRY], results[ORDERINGS]
+    alone, free = memory["pulsecart"], memory["FastAPI, a publish that costs nothing"]
+    ours, awaited, fastify = emulator["pulsecart"], emulator["FastAPI, awaited"], emulator["Fastify"]
+    off = telemetry["off, logs at warning"]
+    clocked = steady["pulsecart, with a clock in its loop"]
+    figures = {
+        "CPU per event in memory, over FastAPI's with a publish that costs nothing": ratio(alone, free),
+        "start to first 202, in memory, likewise": ratio(alone, free, "start_s"),
+        "idle memory, in memory, likewise": ratio(alone, free, "idle_mb"),
+        "CPU per event through the emulator, over FastAPI's, awaited": ratio(ours, awaited),
+        "start to first 202, through the emulator, likewise": ratio(ours, awaited, "start_s"),
+        "idle memory, through the emulator, likewise": ratio(ours, awaited, "idle_mb"),
+        "CPU per event through the emulator, over Fastify's": ratio(ours, fastify),
+        "peak memory, likewise": ratio(ours, fastify, "peak_mb"),
+        "CPU per event over the floor, at full speed": ratio(full["pulsecart"], full[FLOOR]),
+        "CPU per event over the floor, at 1000 events/s": ratio(steady["pulsecart"], steady[FLOOR]),
+        "event-loop lag at 1000 events/s, p99, ms": middle(clocked, "lag_p99_ms", 1),
+        "throughput of 2 workers over 1, in memory": ratio(memory["pulsecart, 2 workers"], alone, "per_second"),
+        "CPU per event with telemetry on, 10 % sampled, over off": ratio(telemetry["all on, 10 % sampled"], off),
+        "CPU per event with telemetry on, 100 % sampled, over off": ratio(telemetry["all on, 100 % sampled"], off),
+        "throughput of `shards:8` over `user`": ratio(orderings["`shards:8`"], orderings["`user`"], "per_second"),
+        "resident MB before many distinct users": f"{last_library['before_mb']:.1f}",
+        f"resident MB after {last_library['users']:,} of them": f"{last_library['after_mb']:.1f}",
+    }
+    busiest = max(
+        seen["generator_busy"] for section in results.values() for rounds in section.values() for seen in rounds
+    )
+    figures["CPU of the load generator at most, cores"] = f"{busiest:.2f}"
+    return [f"- {name}: {figure}" for name, figure in figures.items()]
+
+
+def machine() -> str:
+    """Say what this was measured on."""
+    model = next(
+        (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    peers = ["fastapi", "pydantic", "litestar", "fastpubsub"]
+    packages = ["pulsecart", "uvicorn", "uvloop", "starlette", "grpcio", "google-cloud-pubsub", "msgspec", "cattrs"]
+    versions = ", ".join(f"{package} {version(package)}" for package in packages + peers)
+    node = said_by("node", "--version").removeprefix("v")
+    emulator = said_by("gcloud", "version", "--format=value(pubsub-emulator)")
+    modules = json.loads(Path(__file__).with_name("peers").joinpath("fastify/package.json").read_text())["dependencies"]
+    node += "".join(f", {module} {number}" for module, number in modules.items())
+    where = f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} on {model}, {os.cpu_count()} cores for all"
+    return f"{where}; Python {platform.python_version()}, {versions}; Node {node}; Pub/Sub emulator {emulator}."
+
+
+def said_by(*command: str) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def report(
+    results: Mapping[str, Mapping[str, Rounds]],
+    libraries: Sequence[Mapping[str, Any]],
+    received: Mapping[str, int],
+    **preface: Any,
+) -> str:
+    """Return the text of `results.md`."""
+    lines = [PREFACE.format(**preface), machine()]
+    lines += ["", "## In short", "", *findings(results, libraries[-1])]
+    lines += [f"- the collector received {received['spans']:,} spans and {received['metrics']:,} metrics"]
+    lines += ["", "![CPU time per event, in memory and through the emulator](results.png)"]
+    for section, rounds in results.items():
+        lines += ["", f"## {section}", "", *table(rounds, COLUMNS)]
+    without_http = {title: [each[name] for each in libraries] for name, title in LIBRARY.items()}
+    columns = {"CPU us/message": ("cpu_us", 1), "messages/s": ("per_second", 0)}
+    lines += ["", "## Without HTTP, through the strict server", "", *table(without_http, columns), ""]
+    return "\n".join(lines)
+
+
+def chart(results: Mapping[str, Mapping[str, Rounds]], path: Path) -> None:
+    """Draw what an event costs in CPU time, as medians with their ranges."""
+    from matplotlib.figure import Figure
+
+    sections = [MEMORY, EMULATOR]
+    heights = [len(results[section]) for section in sections]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure.suptitle("CPU time per accepted event (less is better)")
+    for axes, section in zip(figure.subplots(2, 1, height_ratios=heights), sections, strict=True):
+        for name, rounds in reversed(list(results[section].items())):
+            values = [seen["cpu_us"] for seen in rounds]
+            median = statistics.median(values)
+            spread = [[median - min(values)], [max(values) - median]]
+            color = "#1a73e8" if name.startswith("pulsecart") else "#9aa0a6"
+            axes.barh(name, median, xerr=spread, color=color, ecolor="#3c4043", capsize=3)
+            axes.annotate(f"{median:,.0f}", (max(values), name), (6, 0), textcoords="offset points", va="center")
+        axes.set_title(section, loc="left", fontsize=10)
+        axes.set_xlabel("microseconds")
+        axes.margins(x=0.1)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

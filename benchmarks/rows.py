@@ -1,0 +1,100 @@
+"""The rows of the benchmark: each a service, the broker behind it, and the load it is put under."""
+
+import sys
+from collections.abc import Callable, Mapping
+
+from attrs import Factory, frozen
+
+__all__ = ["SECTIONS", "Row"]
+
+
+@frozen
+class Row:
+    """A service under a load."""
+
+    name: str
+    command: Callable[[int], list[str]]
+    """Returns how to start it on a port."""
+
+    broker: str
+    """`strict` or `emulator`; empty for none."""
+
+    environment: Mapping[str, str] = Factory(dict)
+    connections: int = 64
+    rate: int = 0
+    """Events a second; 0 for as many as it takes."""
+
+
+def uvicorn(application: str) -> Callable[[int], list[str]]:
+    """Return the command for an application under the server that pulsecart runs on, with its settings."""
+    options = ["--http", "httptools", "--loop", "uvloop", "--no-access-log", "--log-level", "error"]
+    return lambda port: [sys.executable, "-m", "uvicorn", application, "--port", str(port), *options]
+
+
+def pulsecart(*options: str) -> Callable[[int], list[str]]:
+    """Return the command for the service itself."""
+    return lambda port: [sys.executable, "-m", "pulsecart", "serve", "--port", str(port), *options]
+
+
+def pulsecart_with_clock(port: int) -> list[str]:
+    """Return the command for the service with a clock in its event loop."""
+    return [sys.executable, "-m", "benchmarks.lag", str(port)]
+
+
+def fastify(port: int) -> list[str]:
+    """Return the command for the peer on Node."""
+    return ["node", "benchmarks/peers/fastify/server.js", str(port)]
+
+
+def sampled(share: str) -> dict[str, str]:
+    """Return the settings for everything on: traces of a share of the events, metrics, and a log line for each."""
+    return {
+        "OTEL_SDK_DISABLED": "",
+        "PULSECART_LOG_LEVEL": "info",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": share,
+        "OTEL_METRIC_EXPORT_INTERVAL": "5000",
+    }
+
+
+FLOOR = "bare ASGI that awaits the bare stub"
+SHARDED = "pulsecart.commerce-events=shards:8"
+UNORDERED = "pulsecart.commerce-events=none"
+
+SECTIONS: dict[str, list[Row]] = {
+    "No broker, as fast as they can, 64 connections": [
+        Row("bare ASGI route", uvicorn("benchmarks.floor:route"), ""),
+        Row("pulsecart", pulsecart(), ""),
+        Row("pulsecart, 2 workers", pulsecart("--workers", "2"), ""),
+        Row("FastAPI, a publish that costs nothing", uvicorn("benchmarks.peers.fastapi_free:app"), ""),
+    ],
+    "Through the emulator, as fast as they can, 64 connections": [
+        Row(FLOOR, uvicorn("benchmarks.floor:publish"), "emulator"),
+        Row("pulsecart", pulsecart(), "emulator"),
+        Row("Fastify", fastify, "emulator"),
+        Row("Litestar, awaited", uvicorn("benchmarks.peers.litestar_awaited:app"), "emulator"),
+        Row("FastAPI, awaited", uvicorn("benchmarks.peers.fastapi_awaited:app"), "emulator"),
+        Row("FastAPI, blocking", uvicorn("benchmarks.peers.fastapi_blocking:app"), "emulator"),
+        Row("FastAPI and fastpubsub", uvicorn("benchmarks.peers.fastpubsub_awaited:app"), "emulator"),
+    ],
+    "Through the strict server, as fast as they can, 64 connections": [
+        Row(FLOOR, uvicorn("benchmarks.floor:publish"), "strict"),
+        Row("pulsecart", pulsecart(), "strict"),
+        Row("pulsecart, 2 workers", pulsecart("--workers", "2"), "strict"),
+    ],
+    "Through the strict server, 1000 events/s, 64 connections": [
+        Row(FLOOR, uvicorn("benchmarks.floor:publish"), "strict", rate=1000),
+        Row("pulsecart", pulsecart(), "strict", rate=1000),
+        Row("pulsecart, with a clock in its loop", pulsecart_with_clock, "strict", rate=1000),
+    ],
+    "Telemetry, through the strict server, as fast as they can, 64 connections": [
+        Row("off, logs at warning", pulsecart(), "strict"),
+        Row("all on, 10 % sampled", pulsecart(), "strict", sampled("0.1")),
+        Row("all on, 100 % sampled", pulsecart(), "strict", sampled("1")),
+    ],
+    "Orderings, through the strict server, as fast as they can, 256 connections": [
+        Row("`user`", pulsecart(), "strict", connections=256),
+        Row("`shards:8`", pulsecart("--ordering", SHARDED), "strict", connections=256),
+        Row("`none`", pulsecart("--ordering", UNORDERED), "strict", connections=256),
+    ],
+}
