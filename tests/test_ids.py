@@ -1,5 +1,8 @@
 import hashlib
+import os
 import re
+import subprocess
+import sys
 import time
 import uuid
 
@@ -25,6 +28,25 @@ def test_a_generated_id_holds_the_time_it_was_made():
 def test_generated_ids_differ():
     """Ids made within one millisecond do not collide."""
     assert len({new_event_id() for _ in range(10_000)}) == 10_000
+
+
+FORK = """
+import os
+from pulsecart import new_event_id
+new_event_id()
+child = os.fork()
+print(new_event_id()[17:], flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_processes_make_ids_of_their_own():
+    """A process and its fork do not draw the same random digits."""
+    output = subprocess.run([sys.executable, "-c", FORK], check=True, capture_output=True, text=True).stdout
+    parent, child = output.split()
+    assert parent != child
 
 
 def test_the_trace_id_of_a_generated_id_is_its_own_digits():

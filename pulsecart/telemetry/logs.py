@@ -189,7 +189,7 @@ class EventLog:
 
     def __init__(self, *, personal_data: bool = False) -> None:
         self._personal_data = personal_data
-        self._log = structlog.get_logger("pulsecart.events")
+        self._log = structlog.get_logger("pulsecart.events").bind()  # else it would be bound anew for each line
         self._kinds: dict[Hashable, _Kind] = {}
 
     def published(self, receipt: Receipt, seconds: float) -> None:
