@@ -14,6 +14,8 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from pulsecart import (
     BrokerRefused,
@@ -546,3 +548,32 @@ async def test_a_defect_beside_events_is_a_problem_too():
     asgi = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=asgi, base_url="http://test") as client:
         problem(await client.get("/readyz"), 500, "internal-error")
+
+
+async def test_added_middleware_sees_events(order_json):
+    """Middleware that somebody adds to the application is run for events as for all else."""
+    app = create_app(DEV)
+
+    def stamping(inner: Any) -> Any:
+        async def stamp(scope: Any, receive: Any, send: Any) -> None:
+            async def send_stamped(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"x-stamp", b"1"))
+                await send(message)
+
+            await inner(scope, receive, send_stamped)
+
+        return stamp
+
+    app.add_middleware(stamping)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await ingest(client, order_json())
+    assert (response.status_code, response.headers["x-stamp"]) == (202, "1")
+
+
+async def test_the_application_can_be_mounted_in_another(order_json):
+    """Below a prefix of another application, events are taken as well."""
+    outer = Starlette(routes=[Mount("/shop", create_app(DEV))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test/shop") as client:
+        response = await ingest(client, order_json())
+    assert response.status_code == 202
