@@ -1,6 +1,6 @@
 """Runs every row in turn, round after round, and writes `results.md` and `results.png`.
 
-    python -m benchmarks.run [--rounds 3] [--events 8000]
+    python -m benchmarks.run [--rounds 5] [--events 8000]
 
 needs an emulator at PUBSUB_EMULATOR_HOST, and the peers installed; `nox -s bench` sees to both. The CPU time of a
 service is that of its processes alone, from /proc, divided by the events; load generator and broker are processes of
@@ -157,7 +157,7 @@ async def create_topics(host: str) -> None:
 def main() -> None:
     """Measure everything, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--events", type=int, default=8000, help="events of each load")
     parser.add_argument("--users", type=int, default=1_000_000, help="distinct users to publish in the library")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write the results")
