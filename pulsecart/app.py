@@ -98,7 +98,8 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 class _App(Starlette):
     """Starlette, that takes events straight to their endpoint: to route one is a tenth of what it costs.
 
-    The endpoint answers all errors itself. Where somebody has added middleware, events go through it as all else does.
+    The endpoint answers all errors itself. Where somebody has added middleware, or mounted the application below a
+    prefix, events are routed as all else is.
     """
 
     def __init__(self, endpoint: ASGIApp, **options: Any) -> None:
@@ -110,6 +111,7 @@ class _App(Starlette):
             scope["type"] == "http"
             and scope["path"] == ROUTE
             and scope["method"] == "POST"
+            and not scope.get("root_path")
             and not self.user_middleware
         ):
             await self._endpoint(scope, receive, send)

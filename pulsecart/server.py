@@ -27,6 +27,9 @@ GRACE_SECONDS = 8
 MAX_HEAD_BYTES = 65_536
 """How many bytes a request's line and headers may have, if they come in several pieces."""
 
+HEAD_SECONDS = 30
+"""How long a connection may take to send the first head, and a later one that has begun."""
+
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -95,9 +98,9 @@ class _Joining:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._held:
-            self._transport.write(b"".join(self._held))
-            self._held.clear()
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():  # a connection may have been lost since
+            self._transport.write(b"".join(held))
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -112,20 +115,33 @@ class HttpProtocol(HttpToolsProtocol):
     """How much has come of a head that is not complete."""
 
     _in_head = False
+    _head_is_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join what is written."""
+        """Join what is written, and wait for a head."""
         super().connection_made(cast(asyncio.Transport, _Joining(transport, self.loop)))
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Hide an offer from the parser, under another name of the same length, and look at what is left unread."""
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._is_answering:
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"\r\nx-offer:", head) + end + rest
+        was_in_head = self._in_head
         super().data_received(data)
-        if self._in_head:
+        if self.transport.is_closing():
+            return
+        if not self._is_answering and self._head_is_due is None:
+            self._wait_for_head()
+        # What a head begins in may hold the end of the request before it.
+        if self._in_head and (was_in_head or not self._is_answering):
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(
                     431,
                     "head-too-large",
@@ -141,13 +157,38 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop counting."""
         self._in_head = False
+        self._stop_waiting()
         super().on_headers_complete()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait_for_head(self) -> None:
+        self._head_is_due = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def _stop_waiting(self) -> None:
+        if self._head_is_due is not None:
+            self._head_is_due.cancel()
+            self._head_is_due = None
+
+    def _head_is_late(self) -> None:
+        if self._in_head:
+            detail = f"The request's line and headers were not complete within {HEAD_SECONDS} seconds."
+            self._refuse(408, "request-timeout", "The request's head arrived too slowly", detail)
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, and close the connection."""
         self._refuse(400, "malformed-request", "The request is no HTTP", msg)
 
     def _refuse(self, status: int, type_: str, title: str, detail: str) -> None:
+        """Answer a request that goes no further, and close the connection, when those before it have been answered."""
+        if self._is_answering and (self.pipeline or not self.cycle.more_body):
+            self.cycle.keep_alive = False  # its answer is the last, and says so
+            self.flow.pause_reading()
+            return
         response = Problem(status=status, type=type_, title=title, detail=detail).response()
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), b"connection: close"]
         head += [name + b": " + value for name, value in response.raw_headers]

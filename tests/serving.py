@@ -31,9 +31,9 @@ class Served:
 
     @property
     def peak_memory_mb(self) -> float:
-        """The most that the process was resident with, its children not counted."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        """The most that the process was resident with, and the children that it has now."""
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in (self.pid, *self.children())]
+        return sum(int(status.partition("VmHWM:")[2].split()[0]) for status in statuses) / 1024
 
     @property
     def output(self) -> str:

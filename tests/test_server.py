@@ -134,7 +134,14 @@ class Wire(asyncio.Transport):
         self.closed = asyncio.Event()
 
     def write(self, data: bytes) -> None:
+        assert not self.is_closing()
         self.writes.append(data)
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
 
     def is_closing(self) -> bool:
         return self.closed.is_set()
@@ -143,13 +150,27 @@ class Wire(asyncio.Transport):
         self.closed.set()
 
 
-async def test_an_answer_is_one_write():
-    """An answer's head and body go to the kernel together, and before the connection is closed."""
+@pytest.fixture
+async def connect():
+    """Return a function that makes a connection to the application, with nothing between them but `Wire`."""
     config = uvicorn.Config(create_app(Settings(transport="memory")), http=HttpProtocol, log_config=None)
     config.load()
-    protocol = HttpProtocol(config, ServerState(), {})
-    wire = Wire()
-    protocol.connection_made(wire)
+    protocols = []
+
+    def connect() -> tuple[HttpProtocol, Wire]:
+        protocol, wire = HttpProtocol(config, ServerState(), {}), Wire()
+        protocols.append(protocol)
+        protocol.connection_made(wire)
+        return protocol, wire
+
+    yield connect
+    for protocol in protocols:
+        protocol.connection_lost(None)
+
+
+async def test_an_answer_is_one_write(connect):
+    """An answer's head and body go to the kernel together, and before the connection is closed."""
+    protocol, wire = connect()
     protocol.data_received(START + LENGTH + b"Connection: close\r\n\r\n" + BODY)
     async with asyncio.timeout(10):
         await wire.closed.wait()
@@ -158,13 +179,9 @@ async def test_an_answer_is_one_write():
     assert answer.endswith(b"}")
 
 
-async def test_what_is_awaited_in_between_is_not_held_back():
+async def test_what_is_awaited_in_between_is_not_held_back(connect):
     """The go-ahead for a body that the caller asks for (`Expect: 100-continue`) is sent before the body has come."""
-    config = uvicorn.Config(create_app(Settings(transport="memory")), http=HttpProtocol, log_config=None)
-    config.load()
-    protocol = HttpProtocol(config, ServerState(), {})
-    wire = Wire()
-    protocol.connection_made(wire)
+    protocol, wire = connect()
     protocol.data_received(START + LENGTH + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
     async with asyncio.timeout(10):
         while not wire.writes:
@@ -173,3 +190,91 @@ async def test_what_is_awaited_in_between_is_not_held_back():
         protocol.data_received(BODY)
         await wire.closed.wait()
     assert wire.writes[1].startswith(b"HTTP/1.1 202 ")
+
+
+async def test_a_head_that_does_not_end_in_time_is_408(connect, monkeypatch):
+    """A connection whose head trickles is answered 408 and closed, though a piece comes again and again."""
+    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
+    protocol, wire = connect()
+    async with asyncio.timeout(10):
+        protocol.data_received(START)
+        while not wire.is_closing():
+            protocol.data_received(b"X-A: a\r\n")
+            await asyncio.sleep(0.01)
+    (answer,) = wire.writes
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"type":"request-timeout"' in answer
+
+
+async def test_a_second_head_that_does_not_end_in_time_is_408(connect, monkeypatch):
+    """On a connection that has been used, a head that has begun is waited for no longer than the first."""
+    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
+    protocol, wire = connect()
+    async with asyncio.timeout(10):
+        protocol.data_received(START + LENGTH + b"\r\n" + BODY)
+        while not wire.writes:
+            await asyncio.sleep(0)
+        protocol.data_received(START)
+        await wire.closed.wait()
+    assert [answer.split(b" ", 2)[1] for answer in wire.writes] == [b"202", b"408"]
+
+
+async def test_a_connection_that_says_nothing_is_closed(connect, monkeypatch):
+    """A connection on which nothing comes is closed without a word."""
+    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
+    _, wire = connect()
+    async with asyncio.timeout(10):
+        await wire.closed.wait()
+    assert wire.writes == []
+
+
+async def test_a_connection_that_says_nothing_more_is_closed(connect, monkeypatch):
+    """A blank line after an answer is no request, and does not keep the connection for ever."""
+    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
+    protocol, wire = connect()
+    async with asyncio.timeout(10):
+        protocol.data_received(START + LENGTH + b"\r\n" + BODY)
+        while not wire.writes:
+            await asyncio.sleep(0)
+        protocol.data_received(b"\r\n")
+        await wire.closed.wait()
+    assert len(wire.writes) == 1
+
+
+@pytest.mark.parametrize("second", [b"no http\r\n\r\n", b"GET / HTTP/1.1\r\nX-A: " + b"a" * 70_000])
+async def test_what_comes_behind_a_request_does_not_take_its_answer(connect, second):
+    """A request is answered though what follows it on the connection is no good; then the connection is closed."""
+    protocol, wire = connect()
+    protocol.data_received(START + LENGTH + b"\r\n" + BODY + second[:20])
+    protocol.data_received(second[20:])
+    async with asyncio.timeout(10):
+        await wire.closed.wait()
+    (answer,) = wire.writes
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+async def test_the_end_of_a_body_is_no_part_of_the_next_head(connect):
+    """A head that begins where a large body ends is not taken for a large one."""
+    protocol, wire = connect()
+    body = BODY.replace(b"{}", b'{"x":"%b"}' % (b"x" * 100_000))
+    request = START + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    protocol.data_received(request[:1000])
+    protocol.data_received(request[1000:] + START)
+    protocol.data_received(LENGTH + b"Connection: close\r\n\r\n" + BODY)
+    async with asyncio.timeout(10):
+        await wire.closed.wait()
+    assert [answer.split(b" ", 2)[1] for answer in wire.writes] == [b"202", b"202"]
+
+
+async def test_an_answer_to_nobody_is_dropped(connect):
+    """Where the connection is lost in the step in which an answer is written, nothing is written any more."""
+    protocol, wire = connect()
+    protocol.data_received(START + LENGTH + b"\r\n" + BODY)
+    async with asyncio.timeout(10):
+        while not protocol.cycle.response_complete:
+            await asyncio.sleep(0)
+            if protocol.cycle.response_complete:
+                wire.close()
+        await asyncio.sleep(0)
+    assert wire.writes == []

@@ -43,13 +43,34 @@ class Ingest:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = perf_counter()
+        try:
+            response = await self._respond(scope, receive, started)
+        except Exception as error:  # noqa: BLE001 (of what observes: of a host's span processor, say)
+            response = self._defect(error, started)
+        await response(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, started: float) -> Response:
+        """Return the answer to one request, and observe it."""
         headers = _headers(scope)
         scheme = scope.get("scheme", "http")
         span, context = tracing.start_request("POST", ROUTE, ROUTE, scheme, headers.get(b"traceparent", b""))
+        status = 500
         try:
             with tracing.within(context):
-                _require_json(headers)
-                receipt = await self._producer.ingest(await self._bodies.read(headers, receive))
+                response = await self._ingest(headers, receive, started)
+            status = response.status_code
+        finally:
+            tracing.end_request(span, status)
+            metrics.request_ended("POST", ROUTE, scheme, status, perf_counter() - started)
+        if own_trace := tracing.traceparent(span.get_span_context()):
+            response.headers["traceresponse"] = own_trace
+        return response
+
+    async def _ingest(self, headers: _Headers, receive: Receive, started: float) -> Response:
+        """Publish the event of one request, and log how it ended."""
+        try:
+            _require_json(headers)
+            receipt = await self._producer.ingest(await self._bodies.read(headers, receive))
             response = _accepted(receipt)
             self._log.published(receipt, perf_counter() - started)
         except (EventError, PublishError, ProblemError) as error:
@@ -59,17 +80,14 @@ class Ingest:
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody will read it
             self._log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
-        except Exception as error:  # noqa: BLE001 (a defect; were it raised, the server would log it for each request)
-            response = DEFECT.response()
-            self._log.defect(error, DEFECT.type, perf_counter() - started)
-        except BaseException:
-            tracing.end_request(span, 500)
-            raise
-        tracing.end_request(span, response.status_code)
-        metrics.request_ended("POST", ROUTE, scheme, response.status_code, perf_counter() - started)
-        if own_trace := tracing.traceparent(span.get_span_context()):
-            response.headers["traceresponse"] = own_trace
-        await response(scope, receive, send)
+        except Exception as error:  # noqa: BLE001
+            response = self._defect(error, started)
+        return response
+
+    def _defect(self, error: Exception, started: float) -> Response:
+        """Log a defect, and return its answer. Were it raised, the server would log it in full for each request."""
+        self._log.defect(error, DEFECT.type, perf_counter() - started)
+        return DEFECT.response()
 
 
 def _headers(scope: Scope) -> _Headers:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -189,8 +190,11 @@ class EventLog:
 
     def __init__(self, *, personal_data: bool = False) -> None:
         self._personal_data = personal_data
-        self._log = structlog.get_logger("pulsecart.events").bind()  # else it would be bound anew for each line
         self._kinds: dict[Hashable, _Kind] = {}
+
+    @cached_property
+    def _log(self) -> Any:
+        return structlog.get_logger("pulsecart.events").bind()  # else it would be bound anew for each line
 
     def published(self, receipt: Receipt, seconds: float) -> None:
         """Log an event that the broker has."""

@@ -571,9 +571,12 @@ async def test_added_middleware_sees_events(order_json):
     assert (response.status_code, response.headers["x-stamp"]) == (202, "1")
 
 
-async def test_the_application_can_be_mounted_in_another(order_json):
-    """Below a prefix of another application, events are taken as well."""
-    outer = Starlette(routes=[Mount("/shop", create_app(DEV))])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test/shop") as client:
-        response = await ingest(client, order_json())
-    assert response.status_code == 202
+@pytest.mark.parametrize(
+    ("prefix", "path", "status"), [("/shop", "/shop/events/ingest", 202), ("/events", "/events/ingest", 404)]
+)
+async def test_the_application_can_be_mounted_in_another(order_json, prefix, path, status):
+    """Below a prefix of another application events are taken as well, and only there."""
+    outer = Starlette(routes=[Mount(prefix, create_app(DEV))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as client:
+        response = await client.post(path, content=order_json(), headers=JSON)
+    assert response.status_code == status

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
@@ -425,3 +426,19 @@ async def test_an_error_carries_the_events_trace_context(spans):
     assert caught.value.traceparent == f"00-{create.context.trace_id:032x}-{create.context.span_id:016x}-01"
     assert (caught.value.topic, caught.value.event_type) == (TOPIC, "order.placed")
     assert create.attributes["error.type"] == "BrokerUnavailable"
+
+
+async def test_a_host_whose_span_processor_raises_gets_a_problem(spans, order_json):
+    """What a host's own part of telemetry raises, when the request's span ends, is a defect like any other."""
+
+    class Raising(SpanProcessor):
+        def on_end(self, span):
+            if span.kind is SpanKind.SERVER:
+                raise RuntimeError("secret inside")
+
+    trace.get_tracer_provider().add_span_processor(Raising())
+    async with posting(MemoryTransport()) as post:
+        response = await post(order_json())
+    assert response.status_code == 500
+    assert response.json()["type"] == "internal-error"
+    assert "secret" not in response.text
