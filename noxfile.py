@@ -121,7 +121,12 @@ def package(session: nox.Session) -> None:
 @nox.session(python=NEWEST, default=False)
 def bench(session: nox.Session) -> None:
     """The benchmark: pulsecart beside its peers, and beside the least that its work can cost. Needs Node."""
-    session.install(".", *group("test"), *group("bench"), *group("peers"))
+    session.install(".", "uv", *group("test"), *group("bench"))
+    with session.chdir("benchmarks/peers"):
+        for peer in ("fastapi", "litestar", "fastpubsub"):
+            venv = f".venv-{peer}"
+            session.run("uv", "venv", "--quiet", "--clear", "--python", NEWEST, venv)
+            session.run("uv", "pip", "install", "--quiet", "--python", venv, *group(f"peer-{peer}"))
     with session.chdir("benchmarks/peers/fastify"):
         session.run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", external=True, silent=True)
     with emulator_host(session) as host:

@@ -1,7 +1,7 @@
 """pulsecart without HTTP: `library.py [USERS]` prints one line of JSON.
 
-From this process to the broker at PUBSUB_EMULATOR_HOST: one event a request through the bare generated stub, and in
-order by user; then unordered, 100 messages a request. Last, events of so many distinct users, with resident memory
+From this process to the broker at PUBSUB_EMULATOR_HOST: one event a request over a bare gRPC stub, and in order
+by user; then unordered, 100 messages a request. Last, events of so many distinct users, with resident memory
 before and after.
 """
 
@@ -11,17 +11,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import grpc.aio
 import psutil
 import uvloop
-from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
-from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
+from benchmarks import floor
 from pulsecart import Batching, Limits, Message, Producer, unordered
 from pulsecart.events import OrderPlaced
 from pulsecart.transports import EmulatorTransport
@@ -72,24 +70,6 @@ async def rate(
     }
 
 
-@asynccontextmanager
-async def bare_stub(host: str) -> AsyncIterator[Callable[[Message], Awaitable[object]]]:
-    """Give a function that publishes a message through the generated client's stub, and nothing else."""
-    async with grpc.aio.insecure_channel(host) as channel:
-        publish: Any = PublisherGrpcAsyncIOTransport(channel=channel).publish
-        topic = f"projects/pulsecart-dev/topics/{TOPIC}"
-        metadata = (("x-goog-request-params", f"topic={topic}"),)
-
-        async def publish_alone(message: Message) -> None:
-            pubsub_message = PubsubMessage(
-                data=message.data, attributes=dict(message.attributes), ordering_key=message.attributes["event_id"]
-            )
-            request = PublishRequest(topic=topic, messages=[pubsub_message])
-            await publish(request, timeout=10, metadata=metadata)
-
-        yield publish_alone
-
-
 def resident_mb() -> float:
     """Return this process's resident memory."""
     gc.collect()
@@ -113,9 +93,14 @@ async def main(users: int) -> None:
         alone = {"callers": 64, "at_once": 1}
         by_user = Producer(transport)
         await rate(by_user.publish, orders[:1000], **alone)
-        async with bare_stub(host) as stub:
-            await rate(stub, messages[:1000], **alone)
-            result: dict[str, Any] = {"stub": await rate(stub, messages[:ONE_BY_ONE], **alone)}
+        async with grpc.aio.insecure_channel(host) as channel:
+            publish = floor.bare_stub(channel, f"projects/pulsecart-dev/topics/{TOPIC}")
+
+            def publish_bare(message: Message) -> Awaitable[object]:
+                return publish(message.data, message.attributes["event_id"])
+
+            await rate(publish_bare, messages[:1000], **alone)
+            result: dict[str, Any] = {"stub": await rate(publish_bare, messages[:ONE_BY_ONE], **alone)}
         result |= {
             "ordered": await rate(by_user.publish, orders[:ONE_BY_ONE], **alone),
             "transport": await rate(transport.publish, messages),

@@ -24,17 +24,26 @@ PREFACE = """# Benchmark
 
 Made by `nox -s bench{options}`. Each figure is a median over {rounds} rounds, with its range. In each round every row
 is a new process; it gets {warm_up:,} events to warm up, and then {events:,}: orders of about 400 bytes by 1000 users.
-CPU time per event is that of the service alone, its workers included. Memory is resident memory, after the first event
-and at its highest. Telemetry is off but where a row says otherwise.
+CPU time per event is that of the service alone, its workers included. Memory is resident memory, summed over its
+processes, after the first event and at its highest. No row writes a line for each event, nor traces or measures itself,
+but where it says so.
 
-The peers do with an event what pulsecart does, as their frameworks' documentation would have it: see [peers](peers).
-They publish through Google's own client with message ordering on; those in Python run on the same server with the same
-settings. fastpubsub tells no message id, so its answer has none. The strict server is the tests' own broker, which
-waits {latency:g} ms before each answer.
+The peers are written as their frameworks' documentation would have it: see [peers](peers). Each validates the event by
+its type, completes it, publishes it with ordering key and attributes (which is checked), and answers 202 with both ids,
+but fastpubsub, which tells no message id. They do less than pulsecart: numbers lose decimals, lengths count characters,
+no fault is a problem document, and a key that failed stays paused. Google's clients with ordering wait 10 ms for more
+messages unless told otherwise, which is a part of their latency; pulsecart waits for none on this topic. Google's
+asyncio client has no ordering of its own: it keeps the order only of a caller that awaits each answer. The peers in
+Python run on stock uvicorn, with uvloop and httptools, each in an environment of its own. pulsecart brings its own
+settings for uvicorn and the garbage collector, and a protocol class that writes an answer at once; a row shows it
+without them.
+
+The floor is bare ASGI on stock uvicorn, and a bare gRPC stub. The strict server is the tests' own broker, which waits
+{latency:g} ms before each answer.
 
 What it does not show: a network, TLS, Google's own front end, and more than a few cores. Throughput and latency are
-those of a machine that also runs broker and load generator; the ratios are what carries over. Nor does it show what is
-refused, repeated or lost when something fails: for pulsecart, `nox -s faults` does.
+those of a machine that also runs broker and load generator; what carries over are the ratios of CPU time. Nor does it
+show what is refused, repeated or lost when something fails: for pulsecart, `nox -s faults` does.
 """
 
 COLUMNS = {
@@ -48,7 +57,7 @@ COLUMNS = {
 }
 
 LIBRARY = {
-    "stub": "bare stub, one message a request, 64 at once",
+    "stub": "bare gRPC stub, one message a request, 64 at once",
     "ordered": "Producer.publish, ordered by user, 64 at once",
     "transport": "Transport.publish, unordered, 100 messages a request",
     "producer": "Producer.publish, unordered, 100 messages a request",
@@ -92,8 +101,14 @@ def findings(results: Mapping[str, Mapping[str, Rounds]], last_library: Mapping[
         "CPU per event through the emulator, over FastAPI's, awaited": ratio(ours, awaited),
         "start to first 202, through the emulator, likewise": ratio(ours, awaited, "start_s"),
         "idle memory, through the emulator, likewise": ratio(ours, awaited, "idle_mb"),
+        "CPU per event through the emulator, over FastAPI's with Google's asyncio client": ratio(
+            ours, emulator["FastAPI, Google's asyncio client"]
+        ),
         "CPU per event through the emulator, over Fastify's": ratio(ours, fastify),
         "peak memory, likewise": ratio(ours, fastify, "peak_mb"),
+        "CPU per event in memory, over the same application's on stock uvicorn": ratio(
+            alone, memory["pulsecart, on stock uvicorn"]
+        ),
         "CPU per event over the floor, at full speed": ratio(full["pulsecart"], full[FLOOR]),
         "CPU per event over the floor, at 1000 events/s": ratio(steady["pulsecart"], steady[FLOOR]),
         "event-loop lag at 1000 events/s, p99, ms": middle(clocked, "lag_p99_ms", 1),
@@ -103,14 +118,22 @@ def findings(results: Mapping[str, Mapping[str, Rounds]], last_library: Mapping[
         "CPU per event with telemetry on, 10 % sampled, over off": ratio(telemetry["all on, 10 % sampled"], off),
         "CPU per event with telemetry on, 100 % sampled, over off": ratio(telemetry["all on, 100 % sampled"], off),
         "throughput of `shards:8` over `user`": ratio(orderings["`shards:8`"], orderings["`user`"], "per_second"),
-        "resident MB before many distinct users": f"{last_library['before_mb']:.1f}",
-        f"resident MB after {last_library['users']:,} of them": f"{last_library['after_mb']:.1f}",
     }
+    if "users" in last_library:
+        figures["resident MB before many distinct users"] = f"{last_library['before_mb']:.1f}"
+        figures[f"resident MB after {last_library['users']:,} of them"] = f"{last_library['after_mb']:.1f}"
     busiest = max(
         seen["generator_busy"] for section in results.values() for rounds in section.values() for seen in rounds
     )
     figures["CPU of the load generator at most, cores"] = f"{busiest:.2f}"
     return [f"- {name}: {figure}" for name, figure in figures.items()]
+
+
+SAY_VERSIONS = """
+import sys
+from importlib.metadata import version
+print(*(f"{name} {version(name)}" for name in sys.argv[1:]), sep=", ")
+"""
 
 
 def machine() -> str:
@@ -119,9 +142,11 @@ def machine() -> str:
         (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
     )
-    peers = ["fastapi", "pydantic", "litestar", "fastpubsub"]
     packages = ["pulsecart", "uvicorn", "uvloop", "starlette", "grpcio", "google-cloud-pubsub", "msgspec", "cattrs"]
-    versions = ", ".join(f"{package} {version(package)}" for package in packages + peers)
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    for peer, names in {"fastapi": "fastapi pydantic", "litestar": "litestar", "fastpubsub": "fastpubsub"}.items():
+        python = f"benchmarks/peers/.venv-{peer}/bin/python"
+        versions += f", {said_by(python, '-c', SAY_VERSIONS, *names.split())}"
     node = said_by("node", "--version").removeprefix("v")
     emulator = said_by("gcloud", "version", "--format=value(pubsub-emulator)")
     modules = json.loads(Path(__file__).with_name("peers").joinpath("fastify/package.json").read_text())["dependencies"]
@@ -139,10 +164,11 @@ def report(
     results: Mapping[str, Mapping[str, Rounds]],
     libraries: Sequence[Mapping[str, Any]],
     received: Mapping[str, int],
+    machine: str,
     **preface: Any,
 ) -> str:
     """Return the text of `results.md`."""
-    lines = [PREFACE.format(**preface), machine()]
+    lines = [PREFACE.format(**preface), machine]
     lines += ["", "## In short", "", *findings(results, libraries[-1])]
     lines += [f"- the collector received {received['spans']:,} spans and {received['metrics']:,} metrics"]
     lines += ["", "![CPU time per event, in memory and through the emulator](results.png)"]

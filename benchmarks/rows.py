@@ -25,15 +25,41 @@ class Row:
     """Events a second; 0 for as many as it takes."""
 
 
-def uvicorn(application: str) -> Callable[[int], list[str]]:
-    """Return the command for an application under the server that pulsecart runs on, with its settings."""
-    options = ["--http", "httptools", "--loop", "uvloop", "--no-access-log", "--log-level", "error"]
-    return lambda port: [sys.executable, "-m", "uvicorn", application, "--port", str(port), *options]
+UVICORN = [
+    "--http",
+    "httptools",
+    "--loop",
+    "uvloop",
+    "--ws",
+    "none",
+    "--no-access-log",
+    "--no-server-header",
+    "--log-level",
+    "error",
+]
+"""The settings that `pulsecart serve` has for uvicorn too."""
+
+
+def floor(name: str) -> Callable[[int], list[str]]:
+    """Return the command for an application of floor.py."""
+    return lambda port: [sys.executable, "-m", "uvicorn", f"benchmarks.floor:{name}", "--port", str(port), *UVICORN]
+
+
+def peer(name: str, environment: str) -> Callable[[int], list[str]]:
+    """Return the command for a peer in Python. Each framework has an environment of its own, made by noxfile.py."""
+    python = f"benchmarks/peers/.venv-{environment}/bin/python"
+    return lambda port: [python, "-m", "uvicorn", f"benchmarks.peers.{name}:app", "--port", str(port), *UVICORN]
 
 
 def pulsecart(*options: str) -> Callable[[int], list[str]]:
     """Return the command for the service itself."""
     return lambda port: [sys.executable, "-m", "pulsecart", "serve", "--port", str(port), *options]
+
+
+def pulsecart_on_stock_uvicorn(port: int) -> list[str]:
+    """Return the command for the service's application under the server of the peers."""
+    factory = ["--factory", "pulsecart.app:create_app"]
+    return [sys.executable, "-m", "uvicorn", *factory, "--port", str(port), *UVICORN]
 
 
 def pulsecart_with_clock(port: int) -> list[str]:
@@ -63,26 +89,28 @@ UNORDERED = "pulsecart.commerce-events=none"
 
 SECTIONS: dict[str, list[Row]] = {
     "No broker, as fast as they can, 64 connections": [
-        Row("bare ASGI route", uvicorn("benchmarks.floor:route"), ""),
+        Row("bare ASGI route", floor("route"), ""),
         Row("pulsecart", pulsecart(), ""),
-        Row("FastAPI, a publish that costs nothing", uvicorn("benchmarks.peers.fastapi_free:app"), ""),
+        Row("pulsecart, on stock uvicorn", pulsecart_on_stock_uvicorn, ""),
+        Row("FastAPI, a publish that costs nothing", peer("fastapi_free", "fastapi"), ""),
     ],
     "Through the emulator, as fast as they can, 64 connections": [
-        Row(FLOOR, uvicorn("benchmarks.floor:publish"), "emulator"),
+        Row(FLOOR, floor("publish"), "emulator"),
         Row("pulsecart", pulsecart(), "emulator"),
         Row("pulsecart, 2 workers", pulsecart("--workers", "2"), "emulator"),
         Row("Fastify", fastify, "emulator"),
-        Row("Litestar, awaited", uvicorn("benchmarks.peers.litestar_awaited:app"), "emulator"),
-        Row("FastAPI, awaited", uvicorn("benchmarks.peers.fastapi_awaited:app"), "emulator"),
-        Row("FastAPI, blocking", uvicorn("benchmarks.peers.fastapi_blocking:app"), "emulator"),
-        Row("FastAPI and fastpubsub", uvicorn("benchmarks.peers.fastpubsub_awaited:app"), "emulator"),
+        Row("FastAPI, Google's asyncio client", peer("fastapi_async_client", "fastapi"), "emulator"),
+        Row("Litestar, awaited", peer("litestar_awaited", "litestar"), "emulator"),
+        Row("FastAPI, awaited", peer("fastapi_awaited", "fastapi"), "emulator"),
+        Row("FastAPI, blocking", peer("fastapi_blocking", "fastapi"), "emulator"),
+        Row("FastAPI and fastpubsub", peer("fastpubsub_awaited", "fastpubsub"), "emulator"),
     ],
     "Through the strict server, as fast as they can, 64 connections": [
-        Row(FLOOR, uvicorn("benchmarks.floor:publish"), "strict"),
+        Row(FLOOR, floor("publish"), "strict"),
         Row("pulsecart", pulsecart(), "strict"),
     ],
     "Through the strict server, 1000 events/s, 64 connections": [
-        Row(FLOOR, uvicorn("benchmarks.floor:publish"), "strict", rate=1000),
+        Row(FLOOR, floor("publish"), "strict", rate=1000),
         Row("pulsecart", pulsecart(), "strict", rate=1000),
         Row("pulsecart, with a clock in its loop", pulsecart_with_clock, "strict", rate=1000),
     ],
