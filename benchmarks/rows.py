@@ -25,18 +25,8 @@ class Row:
     """Events a second; 0 for as many as it takes."""
 
 
-UVICORN = [
-    "--http",
-    "httptools",
-    "--loop",
-    "uvloop",
-    "--ws",
-    "none",
-    "--no-access-log",
-    "--no-server-header",
-    "--log-level",
-    "error",
-]
+UVICORN = ["--http", "httptools", "--loop", "uvloop", "--ws", "none"]
+UVICORN += ["--no-access-log", "--no-server-header", "--log-level", "error"]
 """The settings that `pulsecart serve` has for uvicorn too."""
 
 
