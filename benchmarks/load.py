@@ -18,12 +18,15 @@ import uvloop
 USERS = 1000
 LINES = 3
 
+_random = random.Random(1)
+"""The same users in the same order for every service."""
+
 
 def body(number: int) -> bytes:
     """Return an order of a few hundred bytes, by one of the users."""
     order = {
         "event_type": "order.placed",
-        "user_id": f"user-{random.randrange(USERS)}",
+        "user_id": f"user-{_random.randrange(USERS)}",
         "order_id": f"order-{number}",
         "payload": {
             "total": 89.90,

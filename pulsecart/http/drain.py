@@ -24,6 +24,7 @@ class Drain:
     def __init__(self, transport: Transport, delay: float) -> None:
         self._transport = transport
         self._delay = delay
+        self._finishing: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self.begun = False
         """Whether the service is about to stop."""
@@ -42,7 +43,10 @@ class Drain:
                 server_stops(number, frame)
             else:
                 self.begun = True
-                loop.call_soon_threadsafe(loop.call_later, self._delay, finish)
+                loop.call_soon_threadsafe(finish_later)
+
+        def finish_later() -> None:
+            self._finishing = loop.call_later(self._delay, finish)
 
         def finish() -> None:
             self._closing = loop.create_task(self._transport.aclose())
@@ -53,5 +57,7 @@ class Drain:
             yield
         finally:
             signal.signal(signal.SIGTERM, server_stops)
+            if self._finishing is not None:
+                self._finishing.cancel()  # stopped sooner, by a second signal
             if self._closing is not None:
                 await self._closing

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Self
 
+import attrs
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -512,6 +513,20 @@ async def test_the_application_ends_only_when_the_transport_has_closed():
             await asyncio.sleep(0)
             asyncio.get_running_loop().call_later(0.1, gate.set)
         assert closed == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_a_second_sigterm_stops_without_delay():
+    """While the application goes on for a while after SIGTERM, another one is handed to the server at once."""
+    stops: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: stops.append(number))
+    try:
+        async with create_app(attrs.evolve(DEV, drain_delay=300)).router.lifespan_context(None):
+            signal.raise_signal(signal.SIGTERM)
+            assert stops == []
+            signal.raise_signal(signal.SIGTERM)
+            assert stops == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
 
