@@ -75,7 +75,7 @@ class _Joining:
     """A transport that sends at once what is written in one step of the event loop.
 
     uvicorn writes an answer's head and its body one after the other, and uvloop sends each by itself: two packets, and
-    two calls of the kernel, which are a tenth of what a request costs.
+    two calls of the kernel, where one does.
     """
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
