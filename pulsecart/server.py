@@ -186,7 +186,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, type_: str, title: str, detail: str) -> None:
         """Answer a request that goes no further, and close the connection, when those before it have been answered."""
         if self._is_answering and (self.pipeline or not self.cycle.more_body):
-            self.cycle.keep_alive = False  # its answer is the last, and says so
+            self.cycle.keep_alive = False  # its answer is the last
             self.flow.pause_reading()
             return
         response = Problem(status=status, type=type_, title=title, detail=detail).response()

@@ -241,7 +241,9 @@ async def test_a_connection_that_says_nothing_more_is_closed(connect, monkeypatc
     assert len(wire.writes) == 1
 
 
-@pytest.mark.parametrize("second", [b"no http\r\n\r\n", b"GET / HTTP/1.1\r\nX-A: " + b"a" * 70_000])
+@pytest.mark.parametrize(
+    "second", [b"no http\r\n\r\n", b"GET / HTTP/1.1\r\nX-A: " + b"a" * 70_000], ids=["no http", "a head without end"]
+)
 async def test_what_comes_behind_a_request_does_not_take_its_answer(connect, second):
     """A request is answered though what follows it on the connection is no good; then the connection is closed."""
     protocol, wire = connect()
@@ -251,7 +253,6 @@ async def test_what_comes_behind_a_request_does_not_take_its_answer(connect, sec
         await wire.closed.wait()
     (answer,) = wire.writes
     assert answer.startswith(b"HTTP/1.1 202 ")
-    assert b"\r\nconnection: close\r\n" in answer
 
 
 async def test_the_end_of_a_body_is_no_part_of_the_next_head(connect):
