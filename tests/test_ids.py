@@ -34,10 +34,12 @@ FORK = """
 import os
 from pulsecart import new_event_id
 new_event_id()
-child = os.fork()
-print(new_event_id()[17:], flush=True)
-if child:
-    os.waitpid(child, 0)
+reads, writes = os.pipe()
+if os.fork():
+    os.wait()
+    print(new_event_id()[17:], os.read(reads, 100).decode())
+else:
+    os.write(writes, new_event_id()[17:].encode())
 """
 
 
