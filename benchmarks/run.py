@@ -51,19 +51,19 @@ def free_port() -> int:
 @contextmanager
 def process(*command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Run a program until the end of the block, and stop it as an orchestrator would."""
-    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it is closed with the block below)
-    running = subprocess.Popen(
-        command, env=os.environ | environment, cwd=FOLDER.parent, text=True, stdout=subprocess.PIPE, stderr=log
-    )
-    try:
-        yield running
-    except Exception:
-        log.seek(0)
-        sys.stderr.write(log.read())
-        raise
-    finally:
-        running.send_signal(signal.SIGTERM)
-        running.wait(START_SECONDS)
+    with tempfile.TemporaryFile("w+") as log:
+        running = subprocess.Popen(
+            command, env=os.environ | environment, cwd=FOLDER.parent, text=True, stdout=subprocess.PIPE, stderr=log
+        )
+        try:
+            yield running
+        except Exception:
+            log.seek(0)
+            sys.stderr.write(log.read())
+            raise
+        finally:
+            running.send_signal(signal.SIGTERM)
+            running.wait(START_SECONDS)
 
 
 def load(port: int, connections: int, events: int, rate: int = 0) -> dict[str, float]:

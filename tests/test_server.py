@@ -168,6 +168,13 @@ async def connect():
         protocol.connection_lost(None)
 
 
+async def answered(protocol: HttpProtocol, wire: Wire) -> None:
+    """Send a request, and wait for its answer."""
+    protocol.data_received(START + LENGTH + b"\r\n" + BODY)
+    while not wire.writes:
+        await asyncio.sleep(0)
+
+
 async def test_an_answer_is_one_write(connect):
     """An answer's head and body go to the kernel together, and before the connection is closed."""
     protocol, wire = connect()
@@ -211,9 +218,7 @@ async def test_a_second_head_that_does_not_end_in_time_is_408(connect, monkeypat
     monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
     protocol, wire = connect()
     async with asyncio.timeout(10):
-        protocol.data_received(START + LENGTH + b"\r\n" + BODY)
-        while not wire.writes:
-            await asyncio.sleep(0)
+        await answered(protocol, wire)
         protocol.data_received(START)
         await wire.closed.wait()
     assert [answer.split(b" ", 2)[1] for answer in wire.writes] == [b"202", b"408"]
@@ -233,9 +238,7 @@ async def test_a_connection_that_says_nothing_more_is_closed(connect, monkeypatc
     monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
     protocol, wire = connect()
     async with asyncio.timeout(10):
-        protocol.data_received(START + LENGTH + b"\r\n" + BODY)
-        while not wire.writes:
-            await asyncio.sleep(0)
+        await answered(protocol, wire)
         protocol.data_received(b"\r\n")
         await wire.closed.wait()
     assert len(wire.writes) == 1

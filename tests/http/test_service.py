@@ -518,15 +518,22 @@ async def test_the_application_ends_only_when_the_transport_has_closed():
 
 
 async def test_a_second_sigterm_stops_without_delay():
-    """While the application goes on for a while after SIGTERM, another one is handed to the server at once."""
-    stops: list[int] = []
+    """While the application goes on for a while after SIGTERM, another goes to the server at once, and only that."""
+    loop, stops = asyncio.get_running_loop(), []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: stops.append(number))
     try:
-        async with create_app(attrs.evolve(DEV, drain_delay=300)).router.lifespan_context(None):
+        async with create_app(attrs.evolve(DEV, drain_delay=1)).router.lifespan_context(None):
             signal.raise_signal(signal.SIGTERM)
+            scheduled = loop.create_future()
+            loop.call_soon_threadsafe(scheduled.set_result, None)  # behind what the handler has asked for
+            await scheduled
             assert stops == []
             signal.raise_signal(signal.SIGTERM)
             assert stops == [signal.SIGTERM]
+        delay_is_over = loop.create_future()
+        loop.call_later(1, delay_is_over.set_result, None)
+        await delay_is_over
+        assert stops == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
 
