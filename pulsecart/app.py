@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pulsecart.errors import BrokerUnavailable
 from pulsecart.events import load_catalog
+from pulsecart.http.body import Bodies
 from pulsecart.http.dev import messages
 from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
@@ -78,9 +79,12 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     endpoint = Ingest(
         producer,
         event_log,
-        max_body_bytes=settings.max_body_bytes,
-        max_reading_bytes=settings.max_bytes,
-        body_timeout=settings.body_timeout,
+        Bodies(
+            body_limit=settings.max_body_bytes,
+            limit=settings.max_bytes,
+            share=settings.connection_bytes,
+            seconds=settings.body_timeout,
+        ),
     )
     routes = [
         Route(ROUTE, endpoint, methods=["POST"]),

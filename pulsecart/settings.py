@@ -218,6 +218,20 @@ class Settings:
         parse=_number,
         validator=_between(MAX_MESSAGE_BYTES, 100_000_000_000),
     )
+    max_connections: int = _setting(
+        "PULSECART_MAX_CONNECTIONS",
+        "Connections of one process. With more, an idle one is closed, or else the new one is answered 503.",
+        default=5_000,
+        parse=_number,
+        validator=_between(1, 1_000_000),
+    )
+    connection_bytes: int = _setting(
+        "PULSECART_CONNECTION_BYTES",
+        "Bytes of its body that each connection may hold even when the bytes of --max-bytes are taken.",
+        default=16_384,
+        parse=_number,
+        validator=_between(0, MAX_MESSAGE_BYTES),
+    )
     ordering: Mapping[str, str] = _setting(
         "PULSECART_ORDERING",
         "What is delivered in order, by topic: topic=user, topic=shards:8 or topic=none, separated by commas.",

@@ -30,7 +30,7 @@ from pulsecart.errors import (
     UnknownEventType,
 )
 
-__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "Problem", "ProblemError", "problem_of"]
+__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "SHUTTING_DOWN", "Problem", "ProblemError", "problem_of"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -137,6 +137,13 @@ DEFECT = Problem(
     detail="The service failed on this request; the event was not published, as far as it knows.",
 )
 """A defect of ours."""
+
+SHUTTING_DOWN = Problem(
+    status=503,
+    type="shutting-down",
+    title="The service is shutting down",
+    detail="The service is shutting down and did not finish this request.",
+)
 
 
 async def _on_defect(_request: Request, _error: Exception) -> Response:

@@ -248,25 +248,74 @@ async def test_a_body_that_arrives_too_slowly_is_408():
     assert json.loads(sent[1]["body"])["retryable"] is True
 
 
-async def test_too_many_bytes_of_bodies_at_a_time_are_refused(order_json):
-    """Bodies that are being read count against the bound of bytes; what is refused is not lost silently."""
-    settings = Settings(transport="memory", max_bytes=10_000_000, max_body_bytes=10_000_000)
+@asynccontextmanager
+async def arriving(client: httpx.AsyncClient, *parts: bytes) -> AsyncIterator[asyncio.Event]:
+    """Post a body of which all parts but the last have arrived, until the event is set; then expect a 202."""
     started, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
-        yield order_json(payload={"x": "y" * 9_000_000})
+        for part in parts[:-1]:
+            yield part
         started.set()
         await go_on.wait()
+        yield parts[-1]
 
-    async with served(settings=settings) as client:
-        reading = asyncio.create_task(ingest(client, slow()))
+    reading = asyncio.create_task(ingest(client, slow()))
+    async with asyncio.timeout(10):
         await started.wait()
-        refused = await ingest(client, order_json(payload={"x": "y" * 2_000_000}))
-        problem(refused, 503, "overloaded")
-        assert refused.headers["retry-after"] == "1"
+        yield go_on
         go_on.set()
         assert (await reading).status_code == 202
-        assert (await ingest(client, order_json(payload={"x": "y" * 2_000_000}))).status_code == 202
+
+
+HALF_OF_ALL = Settings(transport="memory", max_bytes=10_000_000, max_body_bytes=10_000_000)
+
+
+async def test_bodies_that_arrive_take_at_most_half_of_max_bytes(order_json):
+    """Over half of --max-bytes in bodies that are still arriving, a further large one is 503, and accepted afterwards."""
+    body = order_json(payload={"x": "y" * 4_900_000})
+    async with served(settings=HALF_OF_ALL) as client:
+        async with arriving(client, body[:-1], body[-1:]):
+            large = order_json(payload={"x": "y" * 2_000_000})
+            refused = await ingest(client, chunks(large, 1_900_000))
+            problem(refused, 503, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+        assert (await ingest(client, chunks(large, 1_900_000))).status_code == 202
+
+
+async def test_a_small_body_is_read_whatever_else_arrives(order_json):
+    """A body within --connection-bytes is read although stalled bodies hold all that bodies may."""
+    body = order_json(payload={"x": "y" * 5_010_000})
+    async with (
+        served(settings=HALF_OF_ALL) as client,
+        arriving(client, body[:-100_000], body[-100_000:]),
+    ):
+        assert (await ingest(client, chunks(order_json(payload={"x": "y" * 15_000}), 5_000))).status_code == 202
+
+
+async def test_events_that_wait_for_the_broker_are_bounded_in_bytes(order_json):
+    """Over --max-bytes in events that wait for the broker, a further one is 503, and accepted afterwards."""
+    waits, gate = asyncio.Event(), asyncio.Event()
+
+    async def hang(_message: Message) -> None:
+        waits.set()
+        await gate.wait()
+
+    transport = MemoryTransport(hang)
+    body = order_json(payload={"x": "y" * 9_000_000})
+    async with served(transport, HALF_OF_ALL) as client:
+        waiting = asyncio.create_task(ingest(client, body))
+        async with asyncio.timeout(10):
+            await waits.wait()
+        refused = await ingest(client, order_json(user_id="u2", payload={"x": "y" * 1_000_000}))
+        assert "the limit is 10,000,000" in problem(refused, 503, "overloaded")["detail"]
+        gate.set()
+        assert (await waiting).status_code == 202
+
+
+async def chunks(body: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
 
 
 async def test_a_caller_that_hangs_up_is_no_error(order_json):
