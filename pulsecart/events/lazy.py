@@ -18,8 +18,8 @@ decode_value = msgspec.json.Decoder(float_hook=Decimal).decode
 class _Slice:
     __slots__ = ("_value", "raw")
 
-    def __init__(self, raw: msgspec.Raw | bytes) -> None:
-        self.raw = raw if isinstance(raw, msgspec.Raw) else msgspec.Raw(raw)
+    def __init__(self, raw: msgspec.Raw) -> None:
+        self.raw = raw
         self._value: Any = None
 
     @property
@@ -47,7 +47,7 @@ class _Slice:
         return f"{type(self).__name__}({self.value!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (bytes(self.raw),)
+        return type(self), (self.raw,)
 
 
 class JsonObject(_Slice, Mapping[str, Any]):
