@@ -1,4 +1,4 @@
-"""What the costliest bodies take: `python -m benchmarks.bodies [--mib 1] [--repeat 5]` prints a table.
+"""What costly bodies take: `python -m benchmarks.bodies [--mib 1] [--repeat 5]` prints a table.
 
 Each body is sent through the whole ASGI application, and its CPU time is set in relation to that of a typical order of
 the same size. All of it passes in the event loop at once, so it is also how long other requests wait.
@@ -16,8 +16,8 @@ from pulsecart.message import MAX_MESSAGE_BYTES
 from pulsecart.settings import Settings
 from pulsecart.transports import MemoryTransport
 
-MAX_RATIO, MAX_MS = 8, 150
-"""What no body may exceed: the ratio, and CPU time in ms per MiB."""
+MAX_RATIO, MAX_MS = 8, 150  # the latter a MiB
+"""What no body may exceed: CPU time over that of a typical order, and in all."""
 
 HEAD = b'{"event_type":"order.placed","user_id":"user-1","order_id":"order-1"'
 LINE = b'{"sku":"SKU-000123","name":"A thing to buy","quantity":2,"unit_price":19.90,"currency":"EUR"}'
@@ -147,7 +147,8 @@ async def measure(size: int, repeat: int) -> None:
     """Print what each body costs."""
     app = create_app(Settings(transport="memory", max_body_bytes=MAX_MESSAGE_BYTES), transport=MemoryTransport(keep=1))
     typical = 0.0
-    print(f"| body of {size / 2**20:g} MiB | status | CPU ms | over a typical order |\n|---|---|---|---|")
+    print(f"\n## Costly bodies of {size / 2**20:g} MiB, through the ASGI application\n")
+    print("| body | status | CPU ms | over a typical order |\n|---|---|---|---|")
     async with app.router.lifespan_context(app):
         for name, body in bodies(size):
             status, seconds = min([await cost(app, body) for _ in range(repeat)], key=lambda each: each[1])
