@@ -112,7 +112,7 @@ async def test_numbers_are_shown_as_they_were_published(client, order_json):
     """/dev/messages shows every digit of the data."""
     await ingest(client, order_json().replace(b'"total": 1', b'"total": 89.90, "n": 123456789012345678901234567890'))
     text = (await client.get("/dev/messages")).text
-    assert '{"total":89.90,"n":123456789012345678901234567890}' in text
+    assert '{"total": 89.90, "n": 123456789012345678901234567890}' in text
 
 
 @pytest.mark.parametrize(
