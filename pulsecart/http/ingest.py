@@ -120,12 +120,12 @@ def _accepted(receipt: Receipt) -> Response:
 def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float) -> None:
     """Log an event that was not published. A refusal for good needs an operator, and is an error."""
     names = ("event_type", "event_id", "topic", "traceparent", "error_type")
-    fields = {name: getattr(error, name, "") for name in names}
+    fields = {name: getattr(error, name, "") for name in names} | {"detail": getattr(error, "log_detail", "")}
     if problem.status < 500:
         log.failed("info", "refused", problem.type, seconds, **fields)
     else:
         severity = "error" if isinstance(error, BrokerRefused) else "warning"
-        log.failed(severity, "failed", problem.type, seconds, detail=str(error), **fields)
+        log.failed(severity, "failed", problem.type, seconds, **fields)
 
 
 def _require_json(headers: _Headers) -> None:

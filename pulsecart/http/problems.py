@@ -121,11 +121,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette's router raises: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
+    scope = request.scope  # request.url is made of the Host header, and fails if that is malformed
     return Problem(
         status=error.status_code,
         type=phrase.lower().replace(" ", "-"),
         title=phrase,
-        detail=f"{request.method} {request.url.path[:200]}: {error.detail}. Events go to POST /events/ingest.",
+        detail=f"{request.method} {scope['path'][:200]}: {error.detail}. "
+        f"Events go to POST {scope.get('root_path', '')}/events/ingest.",
         headers=error.headers or {},
     ).response()
 

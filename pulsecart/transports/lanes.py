@@ -253,6 +253,7 @@ class Lanes:
             self._release(entry)
             if not entry.confirmed.done():
                 of_its_own = type(error)(*error.args)
+                of_its_own.log_detail = error.log_detail
                 of_its_own.error_type = error.error_type
                 entry.confirmed.set_exception(of_its_own)
 

@@ -41,12 +41,13 @@ _PASSING = frozenset(
     }
 )
 
-_REFUSALS: dict[StatusCode, type[PublishError]] = {
-    StatusCode.INVALID_ARGUMENT: MessageRefused,
-    StatusCode.NOT_FOUND: BrokerRefused,
-    StatusCode.PERMISSION_DENIED: BrokerRefused,
-    StatusCode.UNAUTHENTICATED: BrokerRefused,
+_REFUSALS: dict[StatusCode, tuple[type[PublishError], str]] = {
+    StatusCode.INVALID_ARGUMENT: (MessageRefused, "the broker rejects this message for the topic {}"),
+    StatusCode.NOT_FOUND: (BrokerRefused, "the topic {} does not exist or may not be published to"),
+    StatusCode.PERMISSION_DENIED: (BrokerRefused, "the topic {} does not exist or may not be published to"),
+    StatusCode.UNAUTHENTICATED: (BrokerRefused, "the broker does not accept the credentials for the topic {}"),
 }
+_OTHER_FAILURE = BrokerUnavailable, "the broker failed to publish to the topic {}"
 
 CHECK_SECONDS = 3.0
 """How long a check may take in all. It is shorter than the patience of a usual readiness probe."""
@@ -71,10 +72,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
     # Else channels to one address would share its one connection.
     ("grpc.use_local_subchannel_pool", 1),
-    # gRPC's own default would try again only after up to two minutes.
+    # By default gRPC waits up to two minutes before it tries to connect again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name this limits one attempt to connect: two round trips with TLS, of up to three seconds each.
+    ("grpc.min_reconnect_backoff_ms", 8000),
     ("grpc.keepalive_time_ms", 30_000),
 ]
 
@@ -95,7 +97,7 @@ class Publisher:
     The first of the channels is for asking, the others are for publishing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the transports differ in these)
         self,
         channels: Sequence[grpc.aio.Channel],
         *,
@@ -103,6 +105,7 @@ class Publisher:
         address: str,
         limits: Limits,
         tokens: Tokens | None = None,
+        creates_topics: bool = False,
     ) -> None:
         self._channels = channels
         # The generated client, for all but publishing, has a channel of its own: it puts an interceptor into it, which,
@@ -117,6 +120,7 @@ class Publisher:
         ]
         self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channels[0]))
         self._tokens = tokens
+        self._creates_topics = creates_topics
         self._project = project
         host, _, port = address.rpartition(":")
         self._server = host.strip("[]"), int(port)
@@ -125,7 +129,7 @@ class Publisher:
         self._attempt_timeout = limits.deadline / 2
         self._lanes = Lanes(self._send, limits)
         self._loop = asyncio.get_running_loop()
-        self._away = ""  # why the broker is known to be away, while it is
+        self._away: BrokerUnavailable | None = None  # why the broker is known to be away, while it is
         self._confirmed_at = self._loop.time()
         self._probed_topic = "pulsecart-probe"  # to be told that it does not exist is an answer too
         self._suspicion = asyncio.Event()
@@ -134,7 +138,7 @@ class Publisher:
     def publish(self, message: Message) -> "asyncio.Future[str]":
         """Admit one message; see `Lanes.publish`."""
         if self._away:
-            raise BrokerUnavailable(f"the broker is away: {self._away}")
+            raise _because("the broker is away: ", self._away)
         return self._lanes.publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
@@ -142,7 +146,7 @@ class Publisher:
         topics = list(topics)
         self._probed_topic = topics[0] if topics else self._probed_topic
         if self._away:
-            raise BrokerUnavailable(f"the broker is away: {self._away}")
+            raise _because("the broker is away: ", self._away)
         if self._lanes.oldest is not None and (age := self._loop.time() - self._lanes.oldest) > self._deadline / 2:
             raise BrokerUnavailable(f"the oldest message has waited for {age:.1f} s")
         async with _answer(CHECK_SECONDS):
@@ -197,15 +201,19 @@ class Publisher:
         started = self._loop.time()
         backoff = FIRST_BACKOFF
         failure: PublishError = BrokerUnavailable("no attempt was left")
+        missing = False
         while (left := deadline - self._loop.time()) > 0:
             try:
+                if missing:
+                    await self.create_topics([topic])
                 metadata = (routing, *self._authorization())
                 response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
             except BrokerUnavailable as error:
-                failure = error  # no token; there may be one soon
+                failure = error  # no token, or no topic; there may be one soon
             except grpc.aio.AioRpcError as error:
                 failure = _failure(error, topic)
-                if error.code() not in _PASSING:
+                missing = self._creates_topics and error.code() is StatusCode.NOT_FOUND
+                if not missing and error.code() not in _PASSING:
                     raise failure from None
             else:
                 self._confirmed_at = self._loop.time()
@@ -218,9 +226,7 @@ class Publisher:
             backoff = min(2 * backoff, LONGEST_BACKOFF)
         if self._confirmed_at < started:
             self._suspicion.set()  # perhaps it is not this key alone: nothing at all was confirmed meanwhile
-        late = BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s; last: {failure}")
-        late.error_type = failure.error_type
-        raise late
+        raise _because(f"the broker did not confirm within {self._deadline:g} s; last: ", failure)
 
     async def _probe(self) -> None:
         """Ask the broker for an answer, again and again, to notice an outage and its end without traffic."""
@@ -241,10 +247,10 @@ class Publisher:
                 misses += 1
                 # One answer may be lost; and what publishes is not away.
                 if misses > 1 and self._loop.time() - self._confirmed_at > PROBE_TIMEOUT:
-                    self._away = str(error)
+                    self._away = error
             else:
                 misses = 0
-                self._away = ""
+                self._away = None
 
     async def _exists(self, topic: str) -> bool:
         try:
@@ -277,9 +283,16 @@ def _request(path: str, key: str, messages: Sequence[Message]) -> Any:
 def _failure(error: grpc.aio.AioRpcError, topic: str) -> PublishError:
     """Say in our words why a call failed."""
     status = error.code()
-    failure = _REFUSALS.get(status, BrokerUnavailable)(f"topic {topic}: {status.name}: {error.details()}")
+    kind, text = _REFUSALS.get(status, _OTHER_FAILURE)
+    failure = kind(f"{text.format(topic)} ({status.name})", f"topic {topic}: {status.name}: {error.details()}")
     failure.error_type = status.name
     return failure
+
+
+def _because(text: str, cause: PublishError) -> BrokerUnavailable:
+    error = BrokerUnavailable(f"{text}{cause}", f"{text}{cause.log_detail}")
+    error.error_type = cause.error_type
+    return error
 
 
 @cache
@@ -297,4 +310,6 @@ async def _answer(seconds: float) -> AsyncIterator[None]:
     except TimeoutError:
         raise BrokerUnavailable(f"the broker did not answer within {seconds:g} s") from None
     except google.GoogleAPIError as error:
-        raise BrokerUnavailable(str(error)) from error
+        status = getattr(error, "grpc_status_code", None)
+        name = status.name if status else type(error).__name__
+        raise BrokerUnavailable(f"the broker did not answer ({name})", str(error)) from error

@@ -63,6 +63,7 @@ def world(tmp_path: Path) -> Callable[..., AsyncIterator[World]]:
         project = f"p-{uuid.uuid4().hex[:12]}"
         emulator = os.environ["PUBSUB_EMULATOR_HOST"]
         with subscriber(emulator, project) as client:
+            await asyncio.to_thread(client.create_topic, TOPIC)
             async with proxy(emulator) as passes:
                 options = ("--project", project, "--emulator-host", passes.address, "--publish-deadline", DEADLINE)
                 # The service needs the proxy, which lives in this event loop, to start and to stop.
