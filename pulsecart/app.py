@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             else:
                 for topic in missing:
                     _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
-            async with drain.on_sigterm():
+            async with drain.on_signals():
                 yield
             event_log.flush()
 

@@ -244,7 +244,8 @@ class Settings:
     )
     max_bytes: int = _setting(
         "PULSECART_MAX_BYTES",
-        "Their bytes, likewise.",
+        "Bytes of events that one process holds; with more the answer is 503. At most half of it is for bodies that are "
+        "still arriving.",
         default=100_000_000,
         parse=_number,
         validator=_between(MAX_MESSAGE_BYTES, 100_000_000_000),

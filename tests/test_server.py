@@ -1,8 +1,12 @@
 """What the server adds to HTTP: over raw sockets, what is no good; and how answers are written."""
 
 import json
+import resource
+import signal
 import socket
+import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tests.serving import serving
@@ -116,3 +120,59 @@ def test_percent_encoding_and_odd_headers_are_no_fault(served):
     assert exchange(served, START + b"X-A: \xff\xfe\r\ntraceparent: \xff\r\n" + LENGTH + b"\r\n" + BODY)[0] == 202
     status, _, _ = exchange(served, START.replace(b"ingest", b"%zz%00%ff") + LENGTH + b"\r\n" + BODY)
     assert status == 404
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM])
+def test_signal_drains(tmp_path, number):
+    """A signal that asks for the end of the process lets it drain, and ends it with status 0."""
+    with serving(cwd=tmp_path) as service:
+        service.tell_to_stop(number)
+        assert service.wait() == 0
+    assert "Application shutdown complete" in service.output
+
+
+def test_stalled_body_at_shutdown_is_503(tmp_path):
+    """A request whose body does not come is answered when the grace is over, and logs no traceback."""
+    with (
+        serving("--body-timeout", "60", cwd=tmp_path) as service,
+        socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=30) as connection,
+    ):
+        connection.sendall(START + LENGTH + b"\r\n{")
+        connection.sendall(b'"event')
+        wait_for_request(service)
+        service.tell_to_stop()
+        answer = connection.recv(65536)
+        assert service.wait() == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"type":"shutting-down"' in answer
+    assert "Traceback" not in service.output
+
+
+def wait_for_request(service) -> None:
+    """Wait until the service has read what was sent before: it answers what was sent later."""
+    assert exchange(service, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+
+
+def test_workers_stop_with_their_supervisor(tmp_path):
+    """Workers whose supervisor is killed stop too, and free the port."""
+    options = ("--workers", "2", "--transport", "emulator", "--emulator-host", "127.0.0.1:1")
+    with serving(*options, cwd=tmp_path) as service:
+        workers = service.children()
+        service.tell_to_stop(signal.SIGKILL)
+        service.wait()
+        end = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_limit_of_open_files_is_raised(tmp_path):
+    """The process may have as many files open as it may have connections, if the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with serving("--max-connections", "1000", cwd=tmp_path) as service:
+            limits = Path(f"/proc/{service.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert limits.partition("Max open files")[2].split()[0] == "1200"

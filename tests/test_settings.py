@@ -36,6 +36,8 @@ def test_with_nothing_set_it_is_memory_on_this_machine():
         "drain_delay": 0.0,
         "max_messages": 10_000,
         "max_bytes": 100_000_000,
+        "max_connections": 5_000,
+        "connection_bytes": 16_384,
         "log_level": "info",
         "personal_data": "false",
         "trace_url": "",

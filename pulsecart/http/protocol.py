@@ -381,6 +381,7 @@ class _Head:
         self._complete = False
         self._length = 0
         self._chunked = False
+        self.keep_alive = False
         self.expects_continue = False
         self._parser = httptools.HttpRequestParser(self)
 
@@ -401,7 +402,6 @@ class _Head:
             self._target = _target(self._url)
         except (httptools.HttpParserError, UnicodeDecodeError):
             return False
-        self.keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
         return True
 
     def scope(self) -> dict[str, Any]:
@@ -437,6 +437,8 @@ class _Head:
 
     def on_headers_complete(self) -> None:
         self._complete = True
+        # The parser knows it only now: with the end of a message it forgets.
+        self.keep_alive = self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
 
 
 class _Sized:

@@ -549,6 +549,16 @@ async def test_root_path_is_in_front_of_the_path():
     assert (app.scopes[0]["path"], app.scopes[0]["raw_path"]) == ("/shop/a", b"/shop/a")
 
 
+@pytest.mark.parametrize("body", [b"\r\n", b"Content-Length: 2\r\n\r\nok"], ids=["no body", "body"])
+async def test_connection_close_is_obeyed(body):
+    """A client that asks for it has its connection closed behind the answer, which says so."""
+    async with running(Echo(), keep_alive=60) as service:
+        client = await service.connect()
+        client.writer.write(b"POST / HTTP/1.1\r\nConnection: close\r\n" + body)
+        assert (await client.answer())[1]["connection"] == "close"
+        assert await client.closed()
+
+
 async def test_http_10_connection_ends():
     """HTTP/1.0 has one request a connection."""
     async with running(Echo()) as service:
