@@ -51,6 +51,8 @@ class Prepared:
     event_type: str
     timestamp: datetime
     message: Message
+    size: int
+    """`Message.size`, before a trace context is added."""
 
 
 @frozen(kw_only=True)

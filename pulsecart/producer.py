@@ -154,13 +154,18 @@ class Producer:
             attributes={"event_type": event.event_type, "event_id": event.event_id},
             ordering_key=self._ordering.get(event.topic, by_user)(event.user_id),
         )
-        if message.size > MAX_MESSAGE_BYTES:
-            error = MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
+        size = message.size
+        if size > MAX_MESSAGE_BYTES:
+            error = MessageTooLarge(size, MAX_MESSAGE_BYTES)
             error.event_id, error.event_type, error.topic = event.event_id, event.event_type, event.topic
             _count_failure(event.event_type, error)
             raise error
         return Prepared(
-            event_id=event.event_id, event_type=event.event_type, timestamp=event.timestamp, message=message
+            event_id=event.event_id,
+            event_type=event.event_type,
+            timestamp=event.timestamp,
+            message=message,
+            size=size,
         )
 
     async def _publish(self, prepared: Prepared) -> Receipt:

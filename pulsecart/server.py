@@ -54,8 +54,9 @@ def _allow_open_files(count: int) -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < min(count, hard):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if 0 <= soft < wanted:  # no limit is -1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _stop_with_supervisor() -> None:

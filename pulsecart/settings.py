@@ -244,8 +244,8 @@ class Settings:
     )
     max_bytes: int = _setting(
         "PULSECART_MAX_BYTES",
-        "Bytes of events that one process holds; with more the answer is 503. At most half of it is for bodies that are "
-        "still arriving.",
+        "Bytes of memory for events in one process, copies included; with more the answer is 503. Half is for bodies that "
+        "are arriving, half for events that wait for the broker.",
         default=100_000_000,
         parse=_number,
         validator=_between(MAX_MESSAGE_BYTES, 100_000_000_000),
@@ -350,7 +350,7 @@ class Settings:
         return Limits(
             deadline=self.publish_deadline,
             max_messages=self.max_messages,
-            max_bytes=self.max_bytes,
+            max_bytes=self.max_bytes // 2,  # the other half is for bodies that are still arriving
             batching=batching,
         )
 

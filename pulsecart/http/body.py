@@ -12,15 +12,16 @@ __all__ = ["Bodies"]
 
 
 class Bodies:
-    """Reads bodies, and bounds the bytes that the service holds: `limit` in all.
+    """Reads bodies, and bounds the bytes that the service holds.
 
-    Half of that is for bodies that are still arriving, so that callers who stall cannot keep others' events from being
-    published. Of each body the first `share` bytes are not counted while it arrives: a small event is always read.
+    Half of `limit` is for bodies that are still arriving, so that callers who stall cannot keep others' events from
+    being published. Of each body the first `share` bytes are not counted while it arrives: a small event is always
+    read. The other half is for events that wait for the broker. What is alone may be larger.
     """
 
     def __init__(self, *, body_limit: int, limit: int, share: int, seconds: float) -> None:
         self._body_limit = body_limit
-        self._limit = limit
+        self._limit = limit // 2
         self._share = share
         self._seconds = seconds
         self._arriving = 0
@@ -28,7 +29,7 @@ class Bodies:
 
     def hold(self, size: int) -> None:
         """Count a message that waits for the broker. Raises `Overloaded`, and counts nothing, where it is too much."""
-        if self._arriving + self._held + size > self._limit:
+        if self._held and self._held + size > self._limit:
             raise Overloaded(f"{self._held:,} bytes of events wait for the broker; the limit is {self._limit:,}")
         self._held += size
 
@@ -58,8 +59,8 @@ class Bodies:
                     if size > self._share:
                         self._arriving += size - self._share - counted
                         counted = size - self._share
-                        # A body that is alone is read in any case, and one that has arrived is soon a message.
-                        if self._arriving > max(counted, self._limit // 2) and more and size != length:
+                        # One that has arrived is soon a message, whatever the others hold.
+                        if self._arriving > max(counted, self._limit) and more and size != length:
                             raise Overloaded(f"{self._arriving:,} bytes of bodies are arriving")
                     chunks.append(chunk)
         except TimeoutError:

@@ -85,12 +85,11 @@ class Ingest:
         return response
 
     async def _publish(self, prepared: Prepared) -> Receipt:
-        size = prepared.message.size
-        self._bodies.hold(size)
+        self._bodies.hold(prepared.size)
         try:
             return await self._producer.publish(prepared)
         finally:
-            self._bodies.release(size)
+            self._bodies.release(prepared.size)
 
     def _defect(self, error: Exception, started: float) -> Response:
         """Log a defect, and return its answer. Were it raised, the server would log it in full for each request."""

@@ -61,6 +61,9 @@ PROBE_TIMEOUT = 2.0
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 """Seconds to wait at most before the second attempt, and before any later one."""
 
+COPIES = 3
+"""How often a message is in memory while it is published: itself, in the request, and in gRPC's own buffer."""
+
 DRAIN_SECONDS = 7.0
 """How long what is in flight may take to end when the transport is closed."""
 
@@ -112,8 +115,7 @@ class Publisher:
         # with the wrapping of messages, costs each call a tenth.
         self._stubs = [
             channel.unary_unary(
-                "/google.pubsub.v1.Publisher/Publish",
-                request_serializer=_Request.SerializeToString,
+                "/google.pubsub.v1.Publisher/Publish",  # requests are bytes: see _request()
                 response_deserializer=_Response.FromString,
             )
             for channel in channels[1:]
@@ -127,7 +129,7 @@ class Publisher:
         self._deadline = limits.deadline
         # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
         self._attempt_timeout = limits.deadline / 2
-        self._lanes = Lanes(self._send, limits)
+        self._lanes = Lanes(self._send, limits, copies=COPIES)
         self._loop = asyncio.get_running_loop()
         self._away: BrokerUnavailable | None = None  # why the broker is known to be away, while it is
         self._confirmed_at = self._loop.time()
@@ -194,7 +196,6 @@ class Publisher:
     ) -> Sequence[str]:
         """Send one request, again and again until it is confirmed or refused, or the deadline has come."""
         path = self._path(topic)
-        request = _request(path, key, messages)
         routing = _routing(path)
         # A key keeps to one channel; what has none takes any.
         stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
@@ -207,6 +208,7 @@ class Publisher:
                 if missing:
                     await self.create_topics([topic])
                 metadata = (routing, *self._authorization())
+                request = _request(path, key, messages)
                 response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
             except BrokerUnavailable as error:
                 failure = error  # no token, or no topic; there may be one soon
@@ -270,14 +272,16 @@ class Publisher:
         return f"projects/{self._project}/topics/{topic}"
 
 
-def _request(path: str, key: str, messages: Sequence[Message]) -> Any:
+def _request(path: str, key: str, messages: Sequence[Message]) -> bytes:
+    """Return a request as bytes: gRPC would keep the protobuf message, one more copy, until the broker answers."""
     request = _Request(topic=path)
     add = request.messages.add
     for message in messages:
         attributes = add(data=message.data, ordering_key=key).attributes
         for name, value in message.attributes.items():
             attributes[name] = value  # as update() does, but for a third less time
-    return request
+    serialized: bytes = request.SerializeToString()
+    return serialized
 
 
 def _failure(error: grpc.aio.AioRpcError, topic: str) -> PublishError:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -117,6 +117,8 @@ async def running(app: Any, *, keep_alive: float = 5, root_path: str = "", **lim
     finally:
         for client in clients:
             client.writer.transport.abort()
+            with suppress(OSError):
+                await client.writer.wait_closed()
         server.close()
         for task in list(state.tasks):
             task.cancel()

@@ -308,7 +308,7 @@ async def test_events_that_wait_for_the_broker_are_bounded_in_bytes(order_json):
         async with asyncio.timeout(10):
             await waits.wait()
         refused = await ingest(client, order_json(user_id="u2", payload={"x": "y" * 1_000_000}))
-        assert "the limit is 10,000,000" in problem(refused, 503, "overloaded")["detail"]
+        assert "the limit is 5,000,000" in problem(refused, 503, "overloaded")["detail"]
         gate.set()
         assert (await waiting).status_code == 202
 
