@@ -244,8 +244,8 @@ class Settings:
     )
     max_bytes: int = _setting(
         "PULSECART_MAX_BYTES",
-        "Bytes of memory for events in one process, copies included; with more the answer is 503. Half is for bodies that "
-        "are arriving, half for events that wait for the broker.",
+        "Bytes of memory for events in one process, copies included; with more the answer is 503. Half is for bodies "
+        "that are arriving, half for events that wait for the broker.",
         default=100_000_000,
         parse=_number,
         validator=_between(MAX_MESSAGE_BYTES, 100_000_000_000),

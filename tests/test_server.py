@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from tests.serving import serving
 
 BODY = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'

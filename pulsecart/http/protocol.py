@@ -102,7 +102,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         app_state: Mapping[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (immutable)
+        limits: ConnectionLimits = ConnectionLimits(),
     ) -> None:
         self._app = config.loaded_app
         self._root_path: str = config.root_path
@@ -149,11 +149,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if not self._shared.waiting:
                 self._refuse(_TOO_MANY_CONNECTIONS)
                 return
-            next(iter(self._shared.waiting))._close()
+            next(iter(self._shared.waiting)).close()
         connections.add(self)
         self._wait(self._limits.head_seconds)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         """Tell the application, and forget the connection."""
         self._server_state.connections.discard(self)
         self._shared.waiting.pop(self, None)
@@ -168,7 +168,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def shutdown(self) -> None:
         """Close when the request that is being answered has its answer. The server calls this when it stops."""
         if self._exchange is None:
-            self._close()
+            self.close()
         else:
             self._exchange.keep_alive = False
 
@@ -203,7 +203,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if unsent and not self._transport.is_closing():
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Close when what was written has been read, or after a while if it is not."""
         self.flush()
         self._shared.waiting.pop(self, None)
@@ -216,8 +216,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._reading = False
             self._transport.pause_reading()
 
-    def resume_reading(self) -> None:
-        """Read on; what is read is bounded again by what the application takes."""
+    def want_more(self) -> None:
+        """Read on, unless something is unread: that is the next request, which has to wait."""
+        if not self._unread:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
         if not self._reading and not self._at_end and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
@@ -245,7 +249,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _wait(self, seconds: float) -> None:
         """Wait for a request."""
         self._shared.waiting[self] = None
-        self._expect(seconds, self._close)
+        self._expect(seconds, self.close)
 
     # What the client sends.
 
@@ -279,9 +283,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._pause_reading()
                 return
             elif not self._read_head():
+                self._resume_reading()
                 break
         if self._at_end and (self._body is not None or self._exchange is None):
-            self._close()  # the rest will not come
+            self.close()  # the rest will not come
 
     def _read_head(self) -> bool:
         """Start a request. Return whether its head was complete."""
@@ -353,9 +358,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if self._exchange is not None:
                 self._exchange.end_of_body()
             else:
-                self._close()
+                self.close()
         elif self._discarded > self._limits.linger_bytes:
-            self._close()
+            self.close()
 
     def _take(self, part: bytes) -> None:
         exchange = self._exchange
@@ -377,17 +382,18 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.flush()
             if self._transport.can_write_eof():  # not with TLS
                 self._transport.write_eof()
-            self._expect(self._limits.linger_seconds, self._close)
-            self.resume_reading()
+            self._expect(self._limits.linger_seconds, self.close)
+            self._resume_reading()
         elif not keep_alive or (self._at_end and not self._unread):
-            self._close()
+            self.close()
         else:
             if self._writable is None:
                 self._wait(self._keep_alive_seconds)
-            self.resume_reading()
             if self._unread:
                 # In the connection's context: this runs in that of the request before.
                 self._loop.call_soon(self._advance, context=self._context)
+            else:
+                self._resume_reading()
 
     def _head_is_late(self) -> None:
         detail = f"The request's line and headers were not complete within {self._limits.head_seconds:g} seconds."
@@ -402,7 +408,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             exchange.disconnect()
         if exchange is None or not exchange.started:
             self.write(answer(problem, self._server_state.default_headers))
-        self._close()
+        self.close()
 
 
 class _Head:
@@ -416,20 +422,22 @@ class _Head:
         self._chunked = False
         self.keep_alive = False
         self.expects_continue = False
-        self._parser = httptools.HttpRequestParser(self)
 
     def parse(self, head: bytes) -> bool:
         """Return whether this is one sound head."""
+        self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             # A server may ignore an offer to upgrade (RFC 9110, section 7.8). Some clients offer HTTP/2 with every
             # plain request. CONNECT asks for a tunnel, and there is none.
-            if self._parser.get_method() == b"CONNECT":
+            if self._method == b"CONNECT":
                 return False
         except httptools.HttpParserError:
             return False
-        if not self._complete or self._parser.get_http_version() not in {"1.1", "1.0"}:
+        finally:
+            del self._parser  # each holds the other, which is garbage that only the collector would find
+        if not self._complete or self._version not in {"1.1", "1.0"}:
             return False
         try:
             self._target = _target(self._url)
@@ -441,8 +449,8 @@ class _Head:
         """Return the request's own part of the ASGI scope."""
         path, raw_path, query = self._target
         return {
-            "http_version": self._parser.get_http_version(),
-            "method": self._parser.get_method().decode("ascii"),
+            "http_version": self._version,
+            "method": self._method.decode("ascii"),
             "path": path,
             "raw_path": raw_path,
             "query_string": query,
@@ -470,8 +478,10 @@ class _Head:
 
     def on_headers_complete(self) -> None:
         self._complete = True
-        # The parser knows it only now: with the end of a message it forgets.
-        self.keep_alive = self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
+        # The parser knows these only now: with the end of a message it forgets.
+        self._method = self._parser.get_method()
+        self._version = self._parser.get_http_version()
+        self.keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
 
 
 class _Sized:
@@ -524,6 +534,8 @@ class _Chunked:
             self._parser.feed_data(data if end == len(data) else data[:end])
             if self.complete != self._at_end:
                 raise httptools.HttpParserError("the end of the body is not where it was found")
+            if self.complete:
+                del self._parser, self.on_body  # which hold each other
         return end
 
     def _find_end(self, data: bytes) -> int | None:
@@ -645,7 +657,7 @@ class _Exchange:
             if not self.complete and not self._disconnected:
                 _log.error("The application ended without a complete answer")
                 self._fail(DEFECT)
-        except Exception:
+        except Exception:  # noqa: BLE001 (whatever the application raises)
             _log.exception("The application raised an exception")
             self._fail(DEFECT)
 
@@ -678,7 +690,7 @@ class _Exchange:
                 return {"type": "http.request", "body": body, "more_body": self._more_body}
             if self._at_end:
                 break
-            self._protocol.resume_reading()
+            self._protocol.want_more()
             self._arrived = asyncio.Event()
             await self._arrived.wait()
             self._arrived = None
@@ -697,11 +709,11 @@ class _Exchange:
         else:
             raise RuntimeError(f"the application sent {kind!r} where HTTP has no place for it")
 
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:  # noqa: C901 (one list of headers)
         sized = False
         lines = []
-        for name, value in (*self._default_headers, *headers):
-            name = name.lower()
+        for mixed_case, value in (*self._default_headers, *headers):
+            name = mixed_case.lower()
             if name == b"content-length":
                 self._length, sized = int(value), True
             elif name == b"connection" and value.lower() == b"close":

@@ -113,7 +113,7 @@ class Publisher:
         self._channels = channels
         # The generated client, for all but publishing, has a channel of its own: it puts an interceptor into it, which,
         # with the wrapping of messages, costs each call a tenth.
-        self._stubs = [
+        self._stubs: list[grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = [
             channel.unary_unary(
                 "/google.pubsub.v1.Publisher/Publish",  # requests are bytes: see _request()
                 response_deserializer=_Response.FromString,

@@ -272,7 +272,7 @@ HALF_OF_ALL = Settings(transport="memory", max_bytes=10_000_000, max_body_bytes=
 
 
 async def test_bodies_that_arrive_take_at_most_half_of_max_bytes(order_json):
-    """Over half of --max-bytes in bodies that are still arriving, a further large one is 503, and accepted afterwards."""
+    """Over half of --max-bytes in bodies that are still arriving, a further large one is 503, and later accepted."""
     body = order_json(payload={"x": "y" * 4_900_000})
     async with served(settings=HALF_OF_ALL) as client:
         async with arriving(client, body[:-1], body[-1:]):
