@@ -112,7 +112,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._limits = limits
         self._loop = _loop or asyncio.get_running_loop()
         self._shared = _shared.setdefault(server_state, _Shared())
-        self._unsent: list[bytes] = []
+        self._unsent = b""
         self._transport: asyncio.Transport
         self._writable: asyncio.Event | None = None
         """Where the client does not read fast enough: set when it has caught up."""
@@ -179,10 +179,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         """Let the application go on."""
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-        self._due = None
+        assert self._writable is not None  # the transport calls the two in turn
+        self._writable.set()
+        self._writable = None
+        if self._transport.is_closing():
+            return  # the time to read the last answer goes on
+        if self._exchange is None:
+            self._wait(self._keep_alive_seconds)
+        else:
+            self._due = None
 
     async def drained(self) -> None:
         """Wait until the client has read enough, or the connection is lost."""
@@ -191,17 +196,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Write a part of an answer, at the end of this step of the event loop."""
-        if not self._unsent:
-            if not self._shared.unsent:
-                self._loop.call_soon(self._shared.send)
-            self._shared.unsent.append(self)
-        self._unsent.append(data)
+        if not self._shared.unsent:
+            self._loop.call_soon(self._shared.send)
+        self._shared.unsent.append(self)
+        self._unsent += data
 
     def flush(self) -> None:
         """Send what was written."""
-        unsent, self._unsent = self._unsent, []
+        unsent, self._unsent = self._unsent, b""
         if unsent and not self._transport.is_closing():
-            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+            self._transport.write(unsent)
 
     def close(self) -> None:
         """Close when what was written has been read, or after a while if it is not."""
@@ -332,8 +336,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
             expects_continue=head.expects_continue,
             default_headers=self._server_state.default_headers,
         )
-        if self._at_end:
-            exchange.end_of_input()
         task = self._loop.create_task(exchange.run(self._app))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
@@ -379,16 +381,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             # The client may read its answer only when it has sent all. To close now would reset the connection, and
             # could destroy the answer with it.
             self._discarded = 0
-            self.flush()
-            if self._transport.can_write_eof():  # not with TLS
-                self._transport.write_eof()
             self._expect(self._limits.linger_seconds, self.close)
             self._resume_reading()
-        elif not keep_alive or (self._at_end and not self._unread):
+        elif not keep_alive or self._at_end:
             self.close()
         else:
-            if self._writable is None:
-                self._wait(self._keep_alive_seconds)
+            self._wait(self._keep_alive_seconds)
             if self._unread:
                 # In the connection's context: this runs in that of the request before.
                 self._loop.call_soon(self._advance, context=self._context)
@@ -532,8 +530,7 @@ class _Chunked:
         end = self._find_end(data)
         if end is not None:
             self._parser.feed_data(data if end == len(data) else data[:end])
-            if self.complete != self._at_end:
-                raise httptools.HttpParserError("the end of the body is not where it was found")
+            assert self.complete == self._at_end, "the parser ends the body elsewhere: the connection must not go on"
             if self.complete:
                 del self._parser, self.on_body  # which hold each other
         return end

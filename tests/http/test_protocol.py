@@ -307,6 +307,96 @@ async def test_streamed_answer_waits_for_client():
         assert len((await client.answer())[2]) == 20_000_000
 
 
+async def test_stream_to_a_client_that_never_reads_ends():
+    """An application that streams to a client that never reads goes on when the connection has been given up."""
+    ended = asyncio.Event()
+
+    async def stream(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        ended.set()
+
+    async with running(stream, write_seconds=0.2) as service:
+        client = await service.connect()
+        client.writer.transport.pause_reading()
+        client.writer.write(GET)
+        async with asyncio.timeout(10):
+            await ended.wait()
+        assert not service.state.connections
+
+
+@pytest.mark.parametrize("request_", [GET, CLOSE], ids=["kept", "closed"])
+async def test_client_that_reads_late_gets_all(request_):
+    """A large answer that is read late, but in time, arrives whole; then the connection goes on, or ends."""
+
+    async def large(scope: Any, _receive: Any, send: Any) -> None:
+        await respond(send, b"x" * 20_000_000 if scope["path"] in {"/a", "/last"} else b"small")
+
+    async with running(large, keep_alive=0.2) as service:
+        client = await service.connect()
+        client.writer.transport.pause_reading()
+        client.writer.write(request_)
+        await until(lambda: service.state.total_requests)
+        await asyncio.sleep(0.3)  # longer than an idle connection is kept
+        client.writer.transport.resume_reading()
+        assert len((await client.answer())[2]) == 20_000_000
+        if request_ is GET:
+            client.writer.write(GET.replace(b"/a", b"/b"))
+            assert (await client.answer())[2] == b"small"
+        assert await client.closed()
+
+
+async def test_time_to_wait_starts_with_each_request():
+    """What was waited for earlier closes neither a connection whose request is in progress nor one used since."""
+
+    async def slow(_scope: Any, _receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.2)
+        await respond(send, b"ok")
+
+    async with running(slow, head_seconds=0.1, keep_alive=0.5) as service:
+        client = await service.connect()
+        for _ in range(4):
+            client.writer.write(GET)
+            assert (await client.answer())[2] == b"ok"
+            await asyncio.sleep(0.05)
+
+
+async def test_application_that_waits_in_front_of_another_request():
+    """An application that waits for its client to leave does not make the next request be read."""
+    scopes = []
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await receive()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await receive()
+        assert len(scopes) == (2 if scope["path"] == "/last" else 1)
+        await respond(send, b"ok")
+
+    async with running(waits) as service:
+        client = await service.connect()
+        client.writer.write(GET + CLOSE)
+        assert [(await client.answer())[2] for _ in range(2)] == [b"ok", b"ok"]
+
+
+async def test_unix_socket(tmp_path):
+    """On a Unix socket the scope has the server's path, and no client."""
+    app = Echo()
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    path = str(tmp_path / "s")
+    server = await asyncio.get_running_loop().create_unix_server(lambda: HttpProtocol(config, ServerState(), {}), path)
+    client = Client(*await asyncio.open_unix_connection(path))
+    client.writer.write(CLOSE)
+    await client.echo()
+    assert await client.closed()
+    client.writer.close()
+    server.close()
+    assert (app.scopes[0]["server"], app.scopes[0]["client"]) == ((path, None), None)
+
+
 async def test_abandoned_stream_ends():
     """An application that streams is told nothing more when the client has gone, and its task ends."""
     ended = asyncio.Event()
@@ -408,8 +498,9 @@ async def test_rest_of_a_refused_body_is_bounded(limits):
 
     async with running(refuse, **limits) as service:
         client = await service.connect()
-        client.writer.write(POST + b"Content-Length: 99000000\r\n\r\n" + b"x" * 2000)
+        client.writer.write(POST + b"Content-Length: 99000000\r\n\r\n")
         await client.answer()
+        client.writer.write(b"x" * 2000)
         assert await client.closed()
 
 

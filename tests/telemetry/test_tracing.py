@@ -320,7 +320,7 @@ def test_sampling_is_even_and_the_same_for_the_same_id(traced, new_id, ratio):
     ids = [new_id() for _ in range(2000)]
 
     def sampled(event_id: str) -> bool:
-        span = tracing.start_create(placed(event_id=event_id), "")
+        span = tracing.start_create(Producer(MemoryTransport()).prepare(placed(event_id=event_id)), "")
         assert f"{span.get_span_context().trace_id:032x}" == trace_id_of(event_id)
         return span.get_span_context().trace_flags.sampled
 

@@ -21,7 +21,7 @@ from pulsecart import (
     TransportClosed,
 )
 from pulsecart.transports import EmulatorTransport
-from pulsecart.transports.publisher import Publisher, insecure_channel
+from pulsecart.transports.publisher import COPIES, Publisher, insecure_channel
 from tests.strict_server import StrictServer, strict_server
 from tests.subscriber import subscriber
 from tests.transports.contract import TOPICS, Opened, TransportContract, message
@@ -371,9 +371,9 @@ async def burst_failing(server: StrictServer, transport: EmulatorTransport) -> l
     return await asyncio.gather(*(transport.publish(message(n)) for n in range(3)), return_exceptions=True)
 
 
-@pytest.mark.parametrize("limits", [Limits(max_messages=2), Limits(max_bytes=2 * message(1).size)])
+@pytest.mark.parametrize("limits", [Limits(max_messages=2), Limits(max_bytes=2 * COPIES * message(1).size)])
 async def test_over_the_bound_it_refuses_at_once(server, limits):
-    """With the bound of messages or bytes reached a further one is refused, until one ends."""
+    """With the bound of messages or bytes (in memory) reached a further one is refused, until one ends."""
     gate = asyncio.Event()
     server.script.append(gate)
     async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
@@ -385,6 +385,12 @@ async def test_over_the_bound_it_refuses_at_once(server, limits):
         await asyncio.gather(*taken)
         assert await transport.publish(message(4))
     assert len(server.messages) == 3
+
+
+async def test_message_over_the_bound_of_bytes_is_published_alone(server):
+    """A message that is larger than the bound is not refused for ever: alone it is published."""
+    async with EmulatorTransport(project="test", host=server.host, limits=Limits(max_bytes=10)) as transport:
+        assert await transport.publish(message(1))
 
 
 async def test_a_caller_that_gives_up_does_not_harm_its_neighbours(server, transport):
