@@ -1,5 +1,6 @@
 """The service as an ASGI application: wires settings, transport, core and HTTP."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             async with drain.on_sigterm():
                 yield
             event_log.flush()
+        await asyncio.to_thread(logs.flush)
 
     endpoint = Ingest(
         producer,
