@@ -47,7 +47,7 @@ if __name__ == "__main__":
         "benchmarks.lag:application",
         factory=True,
         port=int(sys.argv[1]),
-        http=server.HttpProtocol,
+        http="pulsecart.http.protocol:HttpProtocol",
         access_log=False,
         log_level="error",
     )

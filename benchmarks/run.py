@@ -227,6 +227,14 @@ def main() -> None:
         warm_up=WARM_UP,
         latency=BROKER_LATENCY * 1e3,
     )
+    text += subprocess.run(
+        [*python, "benchmarks.bodies"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=FOLDER.parent,
+        env=os.environ | QUIET,
+    ).stdout
     (asked.folder / "results.md").write_text(text)
     chart(results, asked.folder / "results.png")
     print(text)

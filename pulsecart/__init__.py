@@ -28,7 +28,7 @@ from pulsecart.errors import (
 from pulsecart.events import Catalog, Event, event, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.limits import Batching, Limits
-from pulsecart.message import Message, Receipt
+from pulsecart.message import Message, Prepared, Receipt
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 from pulsecart.ports import Clock, IdFactory, Transport
 from pulsecart.producer import Producer
@@ -53,6 +53,7 @@ __all__ = [
     "MissingEventType",
     "Ordering",
     "Overloaded",
+    "Prepared",
     "Producer",
     "PublishError",
     "PulsecartError",

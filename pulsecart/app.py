@@ -11,8 +11,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pulsecart.errors import BrokerUnavailable
+from pulsecart.errors import BrokerUnavailable, SettingsError
 from pulsecart.events import load_catalog
+from pulsecart.http.body import Bodies
 from pulsecart.http.dev import messages
 from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
@@ -36,10 +37,15 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     of the one the settings name; it is opened and closed with the application.
     Raises `SettingsError` or `DefinitionError`.
     """
-    settings = load_settings() if settings is None else settings
+    try:
+        settings = load_settings() if settings is None else settings
+        catalog = load_catalog(settings.events)
+        settings.require_topics(catalog.topics)
+    except SettingsError as error:
+        # A server that calls this factory shows a traceback, in which they are hard to find.
+        _log.error("the settings do not work: %s", "; ".join(error.problems))
+        raise
     transport = _make_transport(settings) if transport is None else transport
-    catalog = load_catalog(settings.events)
-    settings.require_topics(catalog.topics)
     personal_data = settings.personal_data == "true"
     producer = Producer(transport, catalog=catalog, ordering=settings.orderings, traces_keys=personal_data)
     if not structlog.is_configured():
@@ -51,28 +57,21 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     async def missing_topics() -> list[str]:
         return await transport.check(catalog.topics)
 
-    async def missing_topics_now_created() -> list[str]:
-        assert isinstance(transport, EmulatorTransport)
-        if missing := await missing_topics():
-            await transport.create_topics(missing)
-        return []
-
-    # An emulator forgets its topics when it is restarted, so they are made whenever they are looked for.
-    creates = settings.environment == "dev" and isinstance(transport, EmulatorTransport)
-    check_topics = missing_topics_now_created if creates else missing_topics
-
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with export.exporting(), transport:
             try:
-                missing = await check_topics()
+                missing = await missing_topics()
+                if settings.environment == "dev" and isinstance(transport, EmulatorTransport):
+                    await transport.create_topics(missing)
+                    missing = []
             except BrokerUnavailable as error:
                 # No reason not to start: it may come, callers get a 503 until then, and /readyz tells.
-                _log.warning("The broker is not available yet: %s", error)
+                _log.warning("The broker is not available yet: %s", error.log_detail)
             else:
                 for topic in missing:
                     _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
-            async with drain.on_sigterm():
+            async with drain.on_signals():
                 yield
             event_log.flush()
         await asyncio.to_thread(logs.flush)
@@ -80,18 +79,21 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     endpoint = Ingest(
         producer,
         event_log,
-        max_body_bytes=settings.max_body_bytes,
-        max_reading_bytes=settings.max_bytes,
-        body_timeout=settings.body_timeout,
+        Bodies(
+            body_limit=settings.max_body_bytes,
+            limit=settings.max_bytes,
+            share=settings.connection_bytes,
+            seconds=settings.body_timeout,
+        ),
     )
     routes = [
         Route(ROUTE, endpoint, methods=["POST"]),
         Route("/health", alive),
         Route("/livez", alive),
-        Route("/readyz", ready(check_topics, drain)),
+        Route("/readyz", ready(missing_topics, drain)),
     ]
     if settings.environment == "dev" and isinstance(transport, MemoryTransport):
-        routes.append(Route("/dev/messages", messages(transport), methods=["GET", "DELETE"]))
+        routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
     app = _App(endpoint, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False  # a redirected POST is a body sent twice; a 404 says where to send it
     return app
@@ -126,6 +128,11 @@ def _make_transport(settings: Settings) -> Transport:
         case "memory":
             return MemoryTransport()
         case "emulator":
-            return EmulatorTransport(project=settings.project, host=settings.emulator_host, limits=settings.limits)
+            return EmulatorTransport(
+                project=settings.project,
+                host=settings.emulator_host,
+                limits=settings.limits,
+                creates_topics=settings.environment == "dev",
+            )
         case _:
             return PubSubTransport(project=settings.project, endpoint=settings.endpoint, limits=settings.limits)

@@ -16,6 +16,7 @@ from pulsecart.ids import made_at, trace_id_of
 from pulsecart.server import run
 from pulsecart.settings import Settings, load_setting, load_settings
 from pulsecart.telemetry import logs
+from pulsecart.transports.pubsub import require_credentials
 
 __all__ = ["main"]
 
@@ -56,6 +57,8 @@ def serve(**options: str | None) -> None:
     try:
         settings = load_settings()
         settings.require_topics(load_catalog(settings.events).topics)
+        if settings.transport == "pubsub":
+            require_credentials()  # here, since a worker process that fails to start is started again and again
     except SettingsError as error:
         raise click.UsageError("\n  ".join(["the settings do not work:", *error.problems])) from None
     except DefinitionError as error:

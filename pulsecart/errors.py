@@ -125,14 +125,17 @@ class PublishError(PulsecartError):
     `event_id` and `timestamp` are those the event was to be published under: send them along when
     trying again, so that consumers see a duplicate as one. A transport raises a new instance for
     each message; the producer fills them in.
+
+    `detail` is shown to callers; `log_detail` is written to the log in its place, and may repeat what the broker said.
     """
 
     retryable = True
     retry_after: ClassVar[int] = 1
     """Seconds to wait before trying again."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, log_detail: str = "") -> None:
         super().__init__(detail)
+        self.log_detail = log_detail or detail
         self.error_type = type(self).__name__
         """What happened, in one word of few, for telemetry: the broker's gRPC status where there is one."""
         self.event_type = self.topic = self.traceparent = ""

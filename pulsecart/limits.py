@@ -37,7 +37,7 @@ class Limits:
     """Messages in flight and waiting. With more, `publish` raises `Overloaded` at once."""
 
     max_bytes: int = field(default=100_000_000, validator=validators.ge(1))
-    """Their bytes, likewise."""
+    """Bytes of memory that they may take, all copies included. One message alone may take more."""
 
     batching: Mapping[str, Batching] = field(factory=dict)
     """By topic; one that is not named has the defaults of `Batching`. Waiting takes at most half of the deadline."""

@@ -1,10 +1,11 @@
 """What crosses the publish port, and what comes back."""
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from attrs import frozen
 
-__all__ = ["MAX_MESSAGE_BYTES", "Message", "Receipt"]
+__all__ = ["MAX_MESSAGE_BYTES", "Message", "Prepared", "Receipt"]
 
 MAX_MESSAGE_BYTES = 10_000_000
 """The most bytes one publish request may have (https://cloud.google.com/pubsub/quotas)."""
@@ -40,6 +41,18 @@ class Message:
             + _ATTRIBUTE_BYTES * len(self.attributes)
             + _ENVELOPE_BYTES
         )
+
+
+@frozen(kw_only=True)
+class Prepared:
+    """An event that has been validated, completed and encoded. It keeps nothing of what it was made from."""
+
+    event_id: str
+    event_type: str
+    timestamp: datetime
+    message: Message
+    size: int
+    """`Message.size`, before a trace context is added."""
 
 
 @frozen(kw_only=True)

@@ -12,7 +12,7 @@ from pulsecart.events import codec
 from pulsecart.events.base import MAX_ID_BYTES, Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
-from pulsecart.message import MAX_MESSAGE_BYTES, Message, Receipt
+from pulsecart.message import MAX_MESSAGE_BYTES, Message, Prepared, Receipt
 from pulsecart.ordering import Ordering, by_user
 from pulsecart.ports import Clock, IdFactory, Transport
 from pulsecart.telemetry import metrics, tracing
@@ -38,11 +38,6 @@ def _copy(event: EventT) -> EventT:
     for attribute in _fields(type(event)):
         object.__setattr__(copy, attribute.name, getattr(event, attribute.name))
     return copy
-
-
-def _require_size(message: Message) -> None:
-    if message.size > MAX_MESSAGE_BYTES:
-        raise MessageTooLarge(message.size, MAX_MESSAGE_BYTES)
 
 
 def _count_failure(event_type: str, error: BaseException) -> str:
@@ -90,6 +85,26 @@ class Producer:
         Returns once the broker has confirmed. Raises an `EventError` where the event is at fault,
         and a `PublishError` where it could not be published.
         """
+        # The body is not kept while the broker is awaited.
+        prepared, raw = self.prepare(raw), b""
+        return await self.publish(prepared)
+
+    def prepare(self, source: bytes | Event) -> Prepared:
+        """Validate, complete and encode an event: a JSON object in UTF-8, or one made in Python.
+
+        An event made in Python is held to the same rules. Its class need not be in the catalog. Nothing is published,
+        and what is returned keeps nothing of the source. Raises an `EventError` where the event is at fault.
+        """
+        return self._prepare_body(source) if isinstance(source, bytes) else self._prepare_event(source)
+
+    async def publish(self, event: Event | Prepared) -> Receipt:
+        """Publish an event made in Python, or what `prepare` has returned.
+
+        Returns and raises as `ingest`.
+        """
+        return await self._publish(event if isinstance(event, Prepared) else self.prepare(event))
+
+    def _prepare_body(self, raw: bytes) -> Prepared:
         document: dict[str, Any] = {}
         try:
             document = codec.decode(raw)
@@ -99,13 +114,9 @@ class Producer:
         except Exception as error:
             self._count_unmade(document, error)
             raise
-        return await self._publish(event, data)
+        return self._prepared(event, data)
 
-    async def publish(self, event: Event) -> Receipt:
-        """Publish an event made in Python, by the same rules. Its class need not be in the catalog.
-
-        Returns and raises as `ingest`.
-        """
+    def _prepare_event(self, event: Event) -> Prepared:
         if "event_type" not in type(event).__dict__:
             raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
         event = _copy(event)
@@ -116,7 +127,7 @@ class Producer:
         except Exception as error:
             _count_failure(event.event_type, error)
             raise
-        return await self._publish(event, data)
+        return self._prepared(event, data)
 
     def _count_unmade(self, document: dict[str, Any], error: Exception) -> None:
         """Count a body that no event was made of, and note what is known of it, as far as it is sound."""
@@ -134,42 +145,54 @@ class Producer:
         if event.event_id is None:
             object.__setattr__(event, "event_id", self._new_event_id())
 
-    async def _publish(self, event: Event, data: bytes) -> Receipt:
-        assert event.event_id is not None  # for the type checker: _enrich() gave it one
-        key = self._ordering.get(event.topic, by_user)(event.user_id)
-        span = tracing.start_create(event, key if self._traces_keys else "")
-        context = span.get_span_context()
+    def _prepared(self, event: Event, data: bytes) -> Prepared:
+        assert event.event_id is not None  # for the type checker: _enrich() gave it both
+        assert event.timestamp is not None
         message = Message(
             topic=event.topic,
             data=data,
-            attributes={
-                "event_type": event.event_type,
-                "event_id": event.event_id,
-                **tracing.propagated(context),
-            },
-            ordering_key=key,
+            attributes={"event_type": event.event_type, "event_id": event.event_id},
+            ordering_key=self._ordering.get(event.topic, by_user)(event.user_id),
         )
+        size = message.size
+        if size > MAX_MESSAGE_BYTES:
+            error = MessageTooLarge(size, MAX_MESSAGE_BYTES)
+            error.event_id, error.event_type, error.topic = event.event_id, event.event_type, event.topic
+            _count_failure(event.event_type, error)
+            raise error
+        return Prepared(
+            event_id=event.event_id,
+            event_type=event.event_type,
+            timestamp=event.timestamp,
+            message=message,
+            size=size,
+        )
+
+    async def _publish(self, prepared: Prepared) -> Receipt:
+        message = prepared.message
+        span = tracing.start_create(prepared, message.ordering_key if self._traces_keys else "")
+        context = span.get_span_context()
+        if traced := tracing.propagated(context):
+            message = attrs.evolve(message, attributes={**message.attributes, **traced})
         try:
-            _require_size(message)
             with tracing.within_span(span):
                 message_id = await self._transport.publish(message)
         except BaseException as error:
-            if isinstance(error, (EventError, PublishError)):
-                error.event_id, error.event_type, error.topic = event.event_id, event.event_type, event.topic
-                error.traceparent = tracing.traceparent(context)
             if isinstance(error, PublishError):
-                error.timestamp = event.timestamp
-            tracing.fail(span, _count_failure(event.event_type, error))
+                error.event_id, error.event_type = prepared.event_id, prepared.event_type
+                error.topic, error.timestamp = message.topic, prepared.timestamp
+                error.traceparent = tracing.traceparent(context)
+            tracing.fail(span, _count_failure(prepared.event_type, error))
             span.end()
             raise
-        metrics.event_ended(event.event_type, "published")
+        metrics.event_ended(prepared.event_type, "published")
         span.set_attribute("messaging.message.id", message_id)
         span.end()
         return Receipt(
-            event_id=event.event_id,
+            event_id=prepared.event_id,
             message_id=message_id,
-            trace_id=trace_id_of(event.event_id),
-            topic=event.topic,
-            event_type=event.event_type,
+            trace_id=trace_id_of(prepared.event_id),
+            topic=message.topic,
+            event_type=prepared.event_type,
             traceparent=tracing.traceparent(context),
         )

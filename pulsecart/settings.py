@@ -5,12 +5,14 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import attrs
 from attrs import evolve, field, frozen
 from dotenv import load_dotenv
+from dotenv.parser import parse_stream
 
 from pulsecart.errors import SettingsError
 from pulsecart.events.commerce import USER_ACTIONS
@@ -27,6 +29,16 @@ ENVIRONMENTS = ("dev", "staging", "prod")
 
 _CONTAINER_MARKS = ("K_SERVICE", "KUBERNETES_SERVICE_HOST")
 
+# What Kubernetes sets in every pod of a namespace with a Service named pulsecart or pulsecart-…
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_LINK = re.compile(
+    r"PULSECART_([A-Z0-9_]+_)?"
+    r"((SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
+    r"|PORT=(tcp|udp|sctp)://.*)"
+)
+
+MAX_SHOWN = 100
+"""How many characters of a wrong value a message repeats."""
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -35,12 +47,20 @@ def _refuse(setting: "attrs.Attribute[Any]", what: str) -> NoReturn:
     raise SettingsError([f"{setting.metadata['variable']} (--{setting.name.replace('_', '-')}) must be {what}"])
 
 
+def _shown(value: object) -> str:
+    """Return a value as a message may repeat it: not too long, and without a user and password."""
+    _, at, host = str(value).rpartition("@")
+    shown = repr(f"…@{host}" if at else value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+
+
 def _one_of(*allowed: str) -> Validator:
     def validate(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) -> None:
         if value not in allowed:
-            near = get_close_matches(str(value), allowed, n=1)
+            text = str(value).lower()
+            near = [one for one in allowed if text.startswith(one)] or get_close_matches(text, allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            _refuse(setting, f"{', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}{hint}")
+            _refuse(setting, f"{', '.join(allowed[:-1])} or {allowed[-1]}, not {_shown(value)}{hint}")
 
     return validate
 
@@ -49,24 +69,34 @@ def _between(low: float, high: float) -> Validator:
     def validate(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) -> None:
         whole = isinstance(low, int)
         if not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
-            _refuse(setting, f"a {'whole ' if whole else ''}number from {low:,} to {high:,}, not {value!r}")
+            _refuse(setting, f"a {'whole ' if whole else ''}number from {low:,} to {high:,}, not {_shown(value)}")
 
     return validate
 
 
 def _address(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
-    if value and not re.fullmatch(r"([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", value):
-        _refuse(setting, f"host:port, such as 127.0.0.1:8085, not {value!r}")
+    if value and not re.fullmatch(r"([^\s/:@]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", value):
+        _refuse(setting, f"host:port, such as 127.0.0.1:8085, not {_shown(value)}")
 
 
 def _project(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9.:-]+", value):
-        _refuse(setting, f"a project id, not {value!r}")
+        _refuse(setting, f"a project id, not {_shown(value)}")
+
+
+def _host_names(_settings: Any, setting: "attrs.Attribute[Any]", value: Collection[str]) -> None:
+    for host in value:
+        if not re.fullmatch(r"(?=.*[a-z])[a-z0-9._-]+", host, re.ASCII | re.IGNORECASE) and not _network(host):
+            _refuse(
+                setting,
+                "host names, addresses or networks without a port, separated by commas, such as "
+                f"pulsecart,172.16.0.0/12, not {_shown(host)}",
+            )
 
 
 def _number(text: str) -> int | float | str:
-    """Read a number; what is none is left for the validator to refuse."""
-    if not re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII):
+    """Read a number; anything else is left for the validator to reject, numbers with too many digits included."""
+    if not re.fullmatch(r"-?\d{1,20}(\.\d{1,20})?", text, re.ASCII):
         return text
     return float(text) if "." in text else int(text)
 
@@ -85,15 +115,15 @@ def _is_ordering(_settings: Any, setting: "attrs.Attribute[Any]", value: Mapping
             _refuse(
                 setting,
                 "topic=user, topic=none or topic=shards:N with N from 1 to 9,999, separated by commas, "
-                f"not {topic}={choice!r}",
+                f"not {_shown(f'{topic}={choice}')}",
             )
 
 
 def _batching(text: str) -> dict[str, Batching] | str:
-    """Read `topic=messages:bytes:milliseconds,…`; what is none is left for the validator to refuse."""
+    """Read `topic=messages:bytes:milliseconds,…`; anything else is left for the validator to reject."""
     found = {}
     for part in _names(text):
-        match = re.fullmatch(r"([^=]+)=(\d+):(\d+):(\d+)", part, re.ASCII)
+        match = re.fullmatch(r"([^=]+)=(\d{1,20}):(\d{1,20}):(\d{1,20})", part, re.ASCII)
         if not match:
             return text
         topic, messages, size, milliseconds = match[1], int(match[2]), int(match[3]), int(match[4])
@@ -107,7 +137,8 @@ def _batching(text: str) -> dict[str, Batching] | str:
 def _has_trace_id(_settings: Any, setting: "attrs.Attribute[Any]", value: str) -> None:
     if value and not re.fullmatch(r"https?://([^{}]*\{trace_id\})+[^{}]*", value):
         _refuse(
-            setting, f"a URL with {{trace_id}} in it, such as http://localhost:16686/trace/{{trace_id}}, not {value!r}"
+            setting,
+            f"a URL with {{trace_id}} in it, such as http://localhost:16686/trace/{{trace_id}}, not {_shown(value)}",
         )
 
 
@@ -116,7 +147,7 @@ def _is_batching(_settings: Any, setting: "attrs.Attribute[Any]", value: Any) ->
         _refuse(
             setting,
             "topic=messages:bytes:milliseconds, separated by commas, such as my.topic=100:1048576:50, with at most "
-            f"1,000 messages, 10,000,000 bytes and 10,000 milliseconds, not {value!r}",
+            f"1,000 messages, 10,000,000 bytes and 10,000 milliseconds, not {_shown(value)}",
         )
 
 
@@ -139,7 +170,7 @@ class Settings:
             "variable": "PULSECART_TRANSPORT",
             "help": "Where events go: memory, emulator or pubsub.",
             "parse": str,
-            "default": "emulator if PUBSUB_EMULATOR_HOST is set, else memory on a developer's machine",
+            "default": "in development, emulator if PUBSUB_EMULATOR_HOST is set, else memory on a developer's machine",
         },
     )
     environment: str = _setting(
@@ -213,10 +244,25 @@ class Settings:
     )
     max_bytes: int = _setting(
         "PULSECART_MAX_BYTES",
-        "Their bytes, likewise.",
+        "Bytes of memory for events in one process, copies included; with more the answer is 503. Half is for bodies "
+        "that are arriving, half for events that wait for the broker.",
         default=100_000_000,
         parse=_number,
         validator=_between(MAX_MESSAGE_BYTES, 100_000_000_000),
+    )
+    max_connections: int = _setting(
+        "PULSECART_MAX_CONNECTIONS",
+        "Connections of one process. With more, an idle one is closed, or else the new one is answered 503.",
+        default=5_000,
+        parse=_number,
+        validator=_between(1, 1_000_000),
+    )
+    connection_bytes: int = _setting(
+        "PULSECART_CONNECTION_BYTES",
+        "Bytes of its body that each connection may hold even when the bytes of --max-bytes are taken.",
+        default=16_384,
+        parse=_number,
+        validator=_between(0, MAX_MESSAGE_BYTES),
     )
     ordering: Mapping[str, str] = _setting(
         "PULSECART_ORDERING",
@@ -245,6 +291,14 @@ class Settings:
         validator=_has_trace_id,
         shown="none",
     )
+    dev_hosts: tuple[str, ...] = _setting(
+        "PULSECART_DEV_HOSTS",
+        "Host names, addresses and networks that may use /dev/messages, besides loopback, separated by commas.",
+        default=(),
+        parse=_names,
+        validator=_host_names,
+        shown="none",
+    )
     batching: Mapping[str, Batching] = _setting(
         "PULSECART_BATCHING",
         "How events share requests, by topic: topic=messages:bytes:milliseconds, separated by commas.",
@@ -264,13 +318,17 @@ class Settings:
 
         Raises `SettingsError` with everything that is wrong.
         """
+        environment = {
+            name: text for name, text in environment.items() if not _SERVICE_LINK.fullmatch(f"{name}={text}")
+        }
         values, problems = _read(environment)
         problems += _unknown_variables(environment)
         if "transport" not in values and not environment.get("PULSECART_TRANSPORT"):
-            values["transport"] = _implied_transport(values, environment)
-            if not values["transport"]:
-                problems.append(_NOT_IMPLIED)
-        if values.get("transport"):  # without it nobody can tell what contradicts what
+            try:
+                values["transport"] = _implied_transport(values, environment)
+            except SettingsError as error:
+                problems += error.problems
+        if "transport" in values:  # without it nobody can tell what contradicts what
             try:
                 settings = cls(**values)
             except SettingsError as error:
@@ -292,7 +350,7 @@ class Settings:
         return Limits(
             deadline=self.publish_deadline,
             max_messages=self.max_messages,
-            max_bytes=self.max_bytes,
+            max_bytes=self.max_bytes // 2,  # the other half is for bodies that are still arriving
             batching=batching,
         )
 
@@ -304,6 +362,13 @@ class Settings:
             topic: fixed.get(choice) or in_shards(int(choice.removeprefix("shards:")))
             for topic, choice in self.ordering.items()
         }
+
+    def may_use_dev(self, host: str) -> bool:
+        """Say whether a host, by name or address, may use the `/dev` routes: loopback and `dev_hosts` may."""
+        if _is_loopback(host) or host.lower() in map(str.lower, self.dev_hosts):
+            return True
+        address = _address_of(host)
+        return address is not None and any(address in network for network in map(_network, self.dev_hosts) if network)
 
     def require_topics(self, known: Collection[str]) -> None:
         """Check that the settings by topic name topics that exist. Raises `SettingsError`."""
@@ -373,14 +438,32 @@ def _load_env_file() -> None:
     # The directory is named, since python-dotenv would otherwise look in all its parents too.
     file = Path.cwd() / ".env"
     try:
-        load_dotenv(file, override=False)
+        text = file.read_text("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        return
     except UnicodeDecodeError as error:
         raise SettingsError([f"{file} is not UTF-8: {error}"]) from None
+    except OSError as error:
+        raise SettingsError([f"{file} cannot be read: {error.strerror}"]) from None
+    problems = []
+    for binding in parse_stream(StringIO(text)):
+        statement = binding.original.string
+        if binding.error or "\0" in statement:
+            line = binding.original.line + statement[: -len(statement.lstrip())].count("\n")  # blank ones come first
+            problems.append(f"{file}, line {line}: must be NAME=value")  # what it is may be a secret
+    if problems:
+        raise SettingsError(problems)
+    load_dotenv(stream=StringIO(text), override=False)
 
 
 _NOT_IMPLIED = (
-    "PULSECART_TRANSPORT is not set, and memory, which keeps nothing, is taken by itself only in development on a "
+    "PULSECART_TRANSPORT is not set, and its default, memory, which keeps nothing, holds only in development on a "
     "loopback address outside a container: set it"
+)
+
+_EMULATOR_NOT_IMPLIED = (
+    "PUBSUB_EMULATOR_HOST is set, but ENVIRONMENT is {} and PULSECART_TRANSPORT is not set: unset "
+    "PUBSUB_EMULATOR_HOST, or set PULSECART_TRANSPORT=emulator if events are meant for an emulator"
 )
 
 
@@ -401,27 +484,48 @@ def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     return values, problems
 
 
-def _implied_transport(values: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
+def _implied_transport(values: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    """Return the transport where none is set. Raises `SettingsError` where events could be lost."""
+    runs_in = values.get("environment", "dev")
     if values.get("emulator_host"):
-        return "emulator"
+        if runs_in == "dev":
+            return "emulator"
+        raise SettingsError([_EMULATOR_NOT_IMPLIED.format(runs_in)])
     in_container = any(environment.get(mark) for mark in _CONTAINER_MARKS)
-    develops = values.get("environment", "dev") == "dev"
-    return "memory" if develops and not in_container and _is_loopback(values.get("host", "127.0.0.1")) else None
+    if runs_in == "dev" and not in_container and _is_loopback(values.get("host", "127.0.0.1")):
+        return "memory"
+    raise SettingsError([_NOT_IMPLIED])
+
+
+def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    address = _address_of(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    known = [setting.metadata["variable"] for setting in attrs.fields(Settings)]
+    variables = [setting.metadata["variable"] for setting in attrs.fields(Settings)]
+    likely = {variable.removeprefix("PULSECART_"): variable for variable in variables}
+    likely |= {setting.name.upper(): setting.metadata["variable"] for setting in attrs.fields(Settings)}
     problems = []
     for variable in environment:
-        if variable.startswith("PULSECART_") and variable not in known:
-            near = get_close_matches(variable, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+        if variable.startswith("PULSECART_") and variable not in variables:
+            # The prefix, which all have in common, would make any two of them alike.
+            near = get_close_matches(variable.removeprefix("PULSECART_"), likely, n=1)
+            hint = f"; did you mean {likely[near[0]]}?" if near else ""
             problems.append(f"{variable} is not a setting{hint}")
     return problems

@@ -139,6 +139,40 @@ def test_the_transport_for_real_pubsub_starts_where_there_are_credentials(tmp_pa
         assert httpx.get(f"{served.url}/dev/messages").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [(None, "Your default credentials were not found."), ("missing.json", "File missing.json was not found.")],
+)
+def test_missing_credentials_are_an_error_at_startup(tmp_path, key, says):
+    """Without Application Default Credentials the service does not start, and says so without a traceback."""
+    environment = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
+    environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
+    if key:
+        environment["GOOGLE_APPLICATION_CREDENTIALS"] = key
+    ended = run("serve", "--transport", "pubsub", "--project", "shop", "--port", "0", cwd=tmp_path, env=environment)
+    assert ended.returncode == 2
+    assert f"the pubsub transport needs Google's Application Default Credentials: {says}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_another_server_logs_wrong_settings_before_its_traceback(tmp_path):
+    """Under a server of one's own every problem stands in one line, ahead of what the server makes of the error."""
+    (tmp_path / ".env").write_text("PORT=http\nPULSECART_ZZZ=1\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "--factory", "pulsecart.app:create_app"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert ended.returncode > 0
+    assert ended.stderr.splitlines()[0] == (
+        "the settings do not work: PORT (--port) must be a whole number from 0 to 65,535, not 'http'; "
+        "PULSECART_ZZZ is not a setting"
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_well_when_it_is_told_to(tmp_path, number):
     """SIGTERM and Ctrl+C end the service with exit status 0."""
@@ -177,7 +211,16 @@ async def test_what_is_in_flight_is_answered_though_the_broker_hangs(tmp_path):
     async with strict_server(load_catalog().topics) as server:
         gate = asyncio.Event()
         server.script.extend([gate] * 10)
-        options = ("--project", "test", "--environment", "staging", "--publish-deadline", "60")
+        options = (
+            "--transport",
+            "emulator",
+            "--project",
+            "test",
+            "--environment",
+            "staging",
+            "--publish-deadline",
+            "60",
+        )
 
         def serve_and_stop() -> tuple[httpx.Response, float, int]:
             service = serving("--emulator-host", server.host, *options, cwd=tmp_path)

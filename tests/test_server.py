@@ -1,17 +1,15 @@
 """What the server adds to HTTP: over raw sockets, what is no good; and how answers are written."""
 
-import asyncio
 import json
+import resource
+import signal
 import socket
+import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
-from pulsecart.app import create_app
-from pulsecart.server import HttpProtocol
-from pulsecart.settings import Settings
 from tests.serving import serving
 
 BODY = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'
@@ -125,160 +123,57 @@ def test_percent_encoding_and_odd_headers_are_no_fault(served):
     assert status == 404
 
 
-class Wire(asyncio.Transport):
-    """Keeps what is written, write by write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[bytes] = []
-        self.closed = asyncio.Event()
-
-    def write(self, data: bytes) -> None:
-        assert not self.is_closing()
-        self.writes.append(data)
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return self.closed.is_set()
-
-    def close(self) -> None:
-        self.closed.set()
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM])
+def test_signal_drains(tmp_path, number):
+    """A signal that asks for the end of the process lets it drain, and ends it with status 0."""
+    with serving(cwd=tmp_path) as service:
+        service.tell_to_stop(number)
+        assert service.wait() == 0
+    assert "Application shutdown complete" in service.output
 
 
-@pytest.fixture
-async def connect():
-    """Return a function that makes a connection to the application, with nothing between them but `Wire`."""
-    config = uvicorn.Config(create_app(Settings(transport="memory")), http=HttpProtocol, log_config=None)
-    config.load()
-    protocols = []
-
-    def connect() -> tuple[HttpProtocol, Wire]:
-        protocol, wire = HttpProtocol(config, ServerState(), {}), Wire()
-        protocols.append(protocol)
-        protocol.connection_made(wire)
-        return protocol, wire
-
-    yield connect
-    for protocol in protocols:
-        protocol.connection_lost(None)
-
-
-async def answered(protocol: HttpProtocol, wire: Wire) -> None:
-    """Send a request, and wait for its answer."""
-    protocol.data_received(START + LENGTH + b"\r\n" + BODY)
-    while not wire.writes:
-        await asyncio.sleep(0)
+def test_stalled_body_at_shutdown_is_503(tmp_path):
+    """A request whose body does not come is answered when the grace is over, and logs no traceback."""
+    with (
+        serving("--body-timeout", "60", cwd=tmp_path) as service,
+        socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=30) as connection,
+    ):
+        connection.sendall(START + LENGTH + b"\r\n{")
+        connection.sendall(b'"event')
+        wait_for_request(service)
+        service.tell_to_stop()
+        answer = connection.recv(65536)
+        assert service.wait() == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"type":"shutting-down"' in answer
+    assert "Traceback" not in service.output
 
 
-async def test_an_answer_is_one_write(connect):
-    """An answer's head and body go to the kernel together, and before the connection is closed."""
-    protocol, wire = connect()
-    protocol.data_received(START + LENGTH + b"Connection: close\r\n\r\n" + BODY)
-    async with asyncio.timeout(10):
-        await wire.closed.wait()
-    (answer,) = wire.writes
-    assert answer.startswith(b"HTTP/1.1 202 ")
-    assert answer.endswith(b"}")
+def wait_for_request(service) -> None:
+    """Wait until the service has read what was sent before: it answers what was sent later."""
+    assert exchange(service, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
 
 
-async def test_what_is_awaited_in_between_is_not_held_back(connect):
-    """The go-ahead for a body that the caller asks for (`Expect: 100-continue`) is sent before the body has come."""
-    protocol, wire = connect()
-    protocol.data_received(START + LENGTH + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
-    async with asyncio.timeout(10):
-        while not wire.writes:
-            await asyncio.sleep(0)
-        assert wire.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
-        protocol.data_received(BODY)
-        await wire.closed.wait()
-    assert wire.writes[1].startswith(b"HTTP/1.1 202 ")
+def test_workers_stop_with_their_supervisor(tmp_path):
+    """Workers whose supervisor is killed stop too, and free the port."""
+    options = ("--workers", "2", "--transport", "emulator", "--emulator-host", "127.0.0.1:1")
+    with serving(*options, cwd=tmp_path) as service:
+        workers = service.children()
+        service.tell_to_stop(signal.SIGKILL)
+        service.wait()
+        end = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
-async def test_a_head_that_does_not_end_in_time_is_408(connect, monkeypatch):
-    """A connection whose head trickles is answered 408 and closed, though a piece comes again and again."""
-    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
-    protocol, wire = connect()
-    async with asyncio.timeout(10):
-        protocol.data_received(START)
-        while not wire.is_closing():
-            protocol.data_received(b"X-A: a\r\n")
-            await asyncio.sleep(0.01)
-    (answer,) = wire.writes
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"type":"request-timeout"' in answer
-
-
-async def test_a_second_head_that_does_not_end_in_time_is_408(connect, monkeypatch):
-    """On a connection that has been used, a head that has begun is waited for no longer than the first."""
-    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
-    protocol, wire = connect()
-    async with asyncio.timeout(10):
-        await answered(protocol, wire)
-        protocol.data_received(START)
-        await wire.closed.wait()
-    assert [answer.split(b" ", 2)[1] for answer in wire.writes] == [b"202", b"408"]
-
-
-async def test_a_connection_that_says_nothing_is_closed(connect, monkeypatch):
-    """A connection on which nothing comes is closed without a word."""
-    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
-    _, wire = connect()
-    async with asyncio.timeout(10):
-        await wire.closed.wait()
-    assert wire.writes == []
-
-
-async def test_a_connection_that_says_nothing_more_is_closed(connect, monkeypatch):
-    """A blank line after an answer is no request, and does not keep the connection for ever."""
-    monkeypatch.setattr("pulsecart.server.HEAD_SECONDS", 0.05)
-    protocol, wire = connect()
-    async with asyncio.timeout(10):
-        await answered(protocol, wire)
-        protocol.data_received(b"\r\n")
-        await wire.closed.wait()
-    assert len(wire.writes) == 1
-
-
-@pytest.mark.parametrize(
-    "second", [b"no http\r\n\r\n", b"GET / HTTP/1.1\r\nX-A: " + b"a" * 70_000], ids=["no http", "a head without end"]
-)
-async def test_what_comes_behind_a_request_does_not_take_its_answer(connect, second):
-    """A request is answered though what follows it on the connection is no good; then the connection is closed."""
-    protocol, wire = connect()
-    protocol.data_received(START + LENGTH + b"\r\n" + BODY + second[:20])
-    protocol.data_received(second[20:])
-    async with asyncio.timeout(10):
-        await wire.closed.wait()
-    (answer,) = wire.writes
-    assert answer.startswith(b"HTTP/1.1 202 ")
-
-
-async def test_the_end_of_a_body_is_no_part_of_the_next_head(connect):
-    """A head that begins where a large body ends is not taken for a large one."""
-    protocol, wire = connect()
-    body = BODY.replace(b"{}", b'{"x":"%b"}' % (b"x" * 100_000))
-    request = START + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    protocol.data_received(request[:1000])
-    protocol.data_received(request[1000:] + START)
-    protocol.data_received(LENGTH + b"Connection: close\r\n\r\n" + BODY)
-    async with asyncio.timeout(10):
-        await wire.closed.wait()
-    assert [answer.split(b" ", 2)[1] for answer in wire.writes] == [b"202", b"202"]
-
-
-async def test_an_answer_to_nobody_is_dropped(connect):
-    """Where the connection is lost in the step in which an answer is written, nothing is written any more."""
-    protocol, wire = connect()
-    protocol.data_received(START + LENGTH + b"\r\n" + BODY)
-    async with asyncio.timeout(10):
-        while not protocol.cycle.response_complete:
-            await asyncio.sleep(0)
-            if protocol.cycle.response_complete:
-                wire.close()
-        await asyncio.sleep(0)
-    assert wire.writes == []
+def test_limit_of_open_files_is_raised(tmp_path):
+    """The process may have as many files open as it may have connections, if the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with serving("--max-connections", "1000", cwd=tmp_path) as service:
+            limits = Path(f"/proc/{service.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert limits.partition("Max open files")[2].split()[0] == "1200"

@@ -36,10 +36,13 @@ def test_with_nothing_set_it_is_memory_on_this_machine():
         "drain_delay": 0.0,
         "max_messages": 10_000,
         "max_bytes": 100_000_000,
+        "max_connections": 5_000,
+        "connection_bytes": 16_384,
         "log_level": "info",
         "personal_data": "false",
         "trace_url": "",
         "ordering": {},
+        "dev_hosts": (),
         "batching": {"pulsecart.user-actions": {"max_messages": 100, "max_bytes": 1_048_576, "max_latency": 0.05}},
     }
 
@@ -67,6 +70,7 @@ def test_every_setting_is_read_from_its_variable():
         PULSECART_LOG_LEVEL="warning",
         PULSECART_PERSONAL_DATA="true",
         PULSECART_TRACE_URL="http://localhost:16686/trace/{trace_id}",
+        PULSECART_DEV_HOSTS="pulsecart, 172.16.0.0/12,::1",
     ) == Settings(
         transport="emulator",
         environment="staging",
@@ -87,6 +91,7 @@ def test_every_setting_is_read_from_its_variable():
         log_level="warning",
         personal_data="true",
         trace_url="http://localhost:16686/trace/{trace_id}",
+        dev_hosts=("pulsecart", "172.16.0.0/12", "::1"),
         batching={
             "a": Batching(max_messages=10, max_bytes=1000, max_latency=0.02),
             "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
@@ -103,6 +108,17 @@ def test_the_emulators_own_variable_chooses_the_emulator():
     """PUBSUB_EMULATOR_HOST alone is enough, as with Google's clients."""
     assert read(PUBSUB_EMULATOR_HOST="localhost:8085").transport == "emulator"
     assert read(PUBSUB_EMULATOR_HOST="localhost:8085", PULSECART_TRANSPORT="memory").transport == "memory"
+
+
+@pytest.mark.parametrize("environment", ["staging", "prod"])
+def test_emulator_is_implied_only_in_development(environment):
+    """A PUBSUB_EMULATOR_HOST that leaked into production is an error, unless the emulator is asked for by name."""
+    assert problems(PUBSUB_EMULATOR_HOST="localhost:8085", ENVIRONMENT=environment) == (
+        f"PUBSUB_EMULATOR_HOST is set, but ENVIRONMENT is {environment} and PULSECART_TRANSPORT is not set: unset "
+        "PUBSUB_EMULATOR_HOST, or set PULSECART_TRANSPORT=emulator if events are meant for an emulator"
+    )
+    chosen = read(PUBSUB_EMULATOR_HOST="localhost:8085", ENVIRONMENT=environment, PULSECART_TRANSPORT="emulator")
+    assert chosen.transport == "emulator"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -137,7 +153,13 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
             "PULSECART_TRANSPORT (--transport) must be memory, emulator or pubsub, not 'memry'; did you mean",
         ),
         ({"PULSECART_TRANSPORT": "kafka"}, "not 'kafka'"),
-        ({"ENVIRONMENT": "production"}, "ENVIRONMENT (--environment) must be dev, staging or prod, not 'production'"),
+        (
+            {"ENVIRONMENT": "production"},
+            "ENVIRONMENT (--environment) must be dev, staging or prod, not 'production'; did you mean 'prod'?",
+        ),
+        ({"ENVIRONMENT": "development"}, "not 'development'; did you mean 'dev'?"),
+        ({"ENVIRONMENT": "PROD"}, "not 'PROD'; did you mean 'prod'?"),
+        ({"ENVIRONMENT": "stage"}, "not 'stage'; did you mean 'staging'?"),
         ({"PORT": "http"}, "PORT (--port) must be a whole number from 0 to 65,535, not 'http'"),
         ({"PORT": "65536"}, "PORT (--port) must be"),
         ({"PULSECART_WORKERS": "0"}, "PULSECART_WORKERS (--workers) must be"),
@@ -146,7 +168,7 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
         ({"PULSECART_PUBLISH_DEADLINE": "nan"}, "PULSECART_PUBLISH_DEADLINE (--publish-deadline) must be"),
         ({"PULSECART_BODY_TIMEOUT": "0"}, "PULSECART_BODY_TIMEOUT (--body-timeout) must be"),
         ({"PULSECART_ORDERING": "a=shards"}, "PULSECART_ORDERING (--ordering) must be topic=user, topic=none"),
-        ({"PULSECART_ORDERING": "a"}, "not a=''"),
+        ({"PULSECART_ORDERING": "a"}, "not 'a='"),
         ({"PULSECART_BATCHING": "a=10"}, "PULSECART_BATCHING (--batching) must be topic=messages:bytes:milliseconds"),
         ({"PULSECART_BATCHING": "a=1001:1:0"}, "at most 1,000 messages"),
         ({"PULSECART_TRANSPRT": "memory"}, "PULSECART_TRANSPRT is not a setting; did you mean PULSECART_TRANSPORT?"),
@@ -172,11 +194,105 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
             "PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: pulsecart.user-actions: messages may wait",
         ),
         ({"PORT": "٣"}, "PORT (--port) must be"),
+        ({"PORT": "9" * 5000}, f"PORT (--port) must be a whole number from 0 to 65,535, not '{'9' * 99}…"),
+        ({"PULSECART_BATCHING": f"a={'9' * 5000}:1:0"}, "PULSECART_BATCHING (--batching) must be"),
+        ({"PULSECART_PORT": "80"}, "PULSECART_PORT is not a setting; did you mean PORT?"),
+        ({"PULSECART_PROJECT": "p"}, "PULSECART_PROJECT is not a setting; did you mean GCP_PROJECT_ID?"),
+        ({"PULSECART_GCP_PROJECT_ID": "p"}, "did you mean GCP_PROJECT_ID?"),
+        ({"PULSECART_ENVIRONMENT": "dev"}, "did you mean ENVIRONMENT?"),
+        ({"PULSECART_EMULATOR_HOST": "h:1"}, "did you mean PUBSUB_EMULATOR_HOST?"),
+        ({"PULSECART_DEV_HOSTS": "http://pulsecart"}, "host names, addresses or networks without a port"),
+        ({"PULSECART_DEV_HOSTS": "pulsecart:8000"}, "not 'pulsecart:8000'"),
+        ({"PULSECART_DEV_HOSTS": "10.0.0.0/33"}, "not '10.0.0.0/33'"),
     ],
 )
 def test_a_wrong_setting_names_the_variable_and_the_remedy(environment, says):
     """Each mistake is told with the variable's name and what would be right."""
     assert says in problems(**environment)
+
+
+@pytest.mark.parametrize("variable", ["PULSECART_ENDPOINT", "PUBSUB_EMULATOR_HOST"])
+@pytest.mark.parametrize("value", ["user:hunter2@host:80", "hunter2@host:80", "http://user:hun/ter2@host"])
+def test_credentials_in_an_address_are_not_repeated(variable, value):
+    """An address with a user and password is rejected without showing them."""
+    text = problems(**{variable: value})
+    assert f"{variable} (" in text
+    assert "'…@host" in text
+    assert "ter2" not in text
+
+
+# From pods of a namespace with the Services pulsecart and pulsecart-api, one of them with IPv6, all with several ports.
+SERVICE_LINKS = {
+    "PULSECART_SERVICE_HOST": "10.0.0.1",
+    "PULSECART_SERVICE_PORT": "80",
+    "PULSECART_SERVICE_PORT_HTTP": "80",
+    "PULSECART_SERVICE_PORT_HTTP_METRICS": "9464",
+    "PULSECART_PORT": "tcp://10.0.0.1:80",
+    "PULSECART_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "PULSECART_PORT_80_TCP_PROTO": "tcp",
+    "PULSECART_PORT_80_TCP_PORT": "80",
+    "PULSECART_PORT_80_TCP_ADDR": "10.0.0.1",
+    "PULSECART_PORT_53_UDP": "udp://10.0.0.1:53",
+    "PULSECART_PORT_53_UDP_PROTO": "udp",
+    "PULSECART_PORT_36412_SCTP": "sctp://10.0.0.1:36412",
+    "PULSECART_PORT_36412_SCTP_ADDR": "10.0.0.1",
+    "PULSECART_API_SERVICE_HOST": "fd00::1",
+    "PULSECART_API_SERVICE_PORT": "8080",
+    "PULSECART_API_PORT": "tcp://[fd00::1]:8080",
+    "PULSECART_API_PORT_8080_TCP_ADDR": "fd00::1",
+    "PULSECART_API_V2_PORT": "udp://10.0.0.3:53",
+}
+
+
+def test_service_links_of_kubernetes_are_ignored():
+    """A Service named pulsecart, or pulsecart-api, does not keep the pods of its namespace from starting."""
+    assert read(**SERVICE_LINKS) == read()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "PULSECART_SERVICE_HOSTS",
+        "PULSECART_SERVICE",
+        "PULSECART_PORT_HTTP_TCP",
+        "PULSECART_PORT_80_ICMP",
+        "PULSECART_PORT_80_TCP_HOST",
+        "PULSECART_API_PORT",
+    ],
+)
+def test_what_only_resembles_a_service_link_is_rejected(variable):
+    """The exact form counts, and for PULSECART_…_PORT the value."""
+    assert f"{variable} is not a setting" in problems(**{variable: "80"})
+
+
+@pytest.mark.parametrize(
+    ("listed", "host", "may"),
+    [
+        ("", "localhost", True),
+        ("", "LocalHost", True),
+        ("", "127.8.9.1", True),
+        ("", "::1", True),
+        ("", "::ffff:127.0.0.1", True),
+        ("", "0.0.0.0", False),
+        ("", "192.168.1.5", False),
+        ("", "localhost.example", False),
+        ("Shop.test", "shop.TEST", True),
+        ("shop.test", "a.shop.test", False),
+        ("192.168.1.5", "192.168.1.5", True),
+        ("192.168.1.5", "::ffff:192.168.1.5", True),
+        ("shop.test,192.168.0.0/16,fd00::/8", "192.168.1.5", True),
+        ("shop.test,192.168.0.0/16,fd00::/8", "fd12::1", True),
+        ("shop.test,192.168.0.0/16,fd00::/8", "10.0.0.1", False),
+    ],
+)
+def test_dev_routes_are_for_loopback_and_listed_hosts(listed, host, may):
+    """PULSECART_DEV_HOSTS adds names, addresses and networks to loopback."""
+    assert read(PULSECART_DEV_HOSTS=listed).may_use_dev(host) is may
+
+
+def test_unlike_names_are_not_suggested():
+    """A variable that resembles no setting gets no hint."""
+    assert problems(PULSECART_ZZZ="1") == "PULSECART_ZZZ is not a setting"
 
 
 def test_all_problems_are_told_at_once():
@@ -231,6 +347,28 @@ def test_dotenv_that_is_no_text_is_refused(tmp_path):
     (tmp_path / ".env").write_bytes(b"X=\xff")
     with pytest.raises(SettingsError, match="is not UTF-8"):
         load_settings()
+
+
+@pytest.mark.parametrize("wrong", ["PORT 8000", "=8000", "NAME='open", 'NAME="x" y', "NAME=a\0b"])
+def test_malformed_dotenv_line_is_an_error_naming_file_and_line(tmp_path, wrong):
+    """A line that is not NAME=value is an error, not a warning, and is not repeated: it may hold a secret."""
+    (tmp_path / ".env").write_text(f"# settings\nPORT=1\n\n\n{wrong}\nGCP_PROJECT_ID=p\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.problems == (f"{tmp_path / '.env'}, line 5: must be NAME=value",)
+
+
+def test_dotenv_that_cannot_be_read_is_an_error(tmp_path):
+    """A .env that exists but cannot be opened is an error."""
+    (tmp_path / ".env").symlink_to(".env")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read: "):
+        load_settings()
+
+
+def test_dotenv_that_is_a_directory_is_ignored(tmp_path):
+    """Some name a virtual environment .env."""
+    (tmp_path / ".env").mkdir()
+    assert load_settings().port == 8000
 
 
 def test_dotenv_of_a_parent_directory_is_not_read(tmp_path, monkeypatch):

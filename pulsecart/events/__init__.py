@@ -12,6 +12,7 @@ from pulsecart.events.commerce import (
     ProductViewed,
     SearchPerformed,
 )
+from pulsecart.events.lazy import JsonObject
 
 __all__ = [
     "CartAbandoned",
@@ -19,6 +20,7 @@ __all__ = [
     "Catalog",
     "Event",
     "FieldError",
+    "JsonObject",
     "LowStockAlert",
     "OrderPlaced",
     "PaymentFailed",

@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 
 from pulsecart.errors import DefinitionError
+from pulsecart.events.lazy import JsonArray
 
 __all__ = ["MAX_ID_BYTES", "Event", "FieldError", "declared", "describe", "event", "max_bytes", "non_empty"]
 
@@ -81,7 +82,7 @@ def describe(value: Any) -> str:
         return "a string"
     if isinstance(value, Mapping):
         return "an object"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, JsonArray)):
         return "an array"
     return "a number"
 
@@ -105,7 +106,10 @@ class Event:
     """1 to 1024 bytes of UTF-8. A user's events are delivered in order."""
 
     payload: Any = field(validator=_json_object)
-    """A JSON object, free in form. A subclass may type it with an attrs class of its own."""
+    """A JSON object, free in form: any mapping, or the `JsonObject` that was received, which is read-only.
+
+    A subclass may type it with an attrs class of its own.
+    """
 
 
 EventClass = TypeVar("EventClass", bound=type[Event])

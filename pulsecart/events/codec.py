@@ -1,16 +1,16 @@
 """JSON in and out, with nothing lost: numbers keep their exact decimal value.
 
-In, a number without fraction and exponent is an `int`, any other a `decimal.Decimal`. The limits:
-one object, nested at most 128 deep, integers of at most 4300 digits, exponents within Decimal's range.
+In, a number without fraction and exponent is an `int`, any other a `decimal.Decimal`. The limits: one object of at
+most 1000 fields, nested at most 128 deep, integers of at most 4300 digits, exponents within Decimal's range.
 """
 
-import json
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
-from itertools import islice
+from itertools import accumulate, islice, repeat
 from math import isfinite
+from operator import add, call
 from typing import Any
 
 import msgspec
@@ -18,24 +18,46 @@ import msgspec
 from pulsecart.errors import Fault, InvalidEvent, MalformedBody
 from pulsecart.events.base import Event, describe
 from pulsecart.events.faults import MAX_FAULTS, below
+from pulsecart.events.lazy import JsonArray, JsonObject, decode_value
 from pulsecart.events.structure import structure, unstructure
 
-__all__ = ["MAX_DEPTH", "decode", "encode", "require_sound"]
+__all__ = ["MAX_DEPTH", "MAX_NAMES", "decode", "encode", "require_sound"]
 
 MAX_DEPTH = 128
 """How deep objects and arrays may be nested; the body itself counts as one."""
 
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
-_encoder = msgspec.json.Encoder(decimal_format="number")
+MAX_NAMES = 1000
+"""How many fields a body may have at the top level."""
+
+
+class _Name(str):
+    """A name that is equal only to itself, so that a dict keeps a repeated one."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+_Members = dict[_Name, msgspec.Raw]
+_decode_members = msgspec.json.Decoder(_Members, dec_hook=call).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_SHORTEST_MEMBER = len(b'"":0,')
+_LAZY: dict[int, Callable[[msgspec.Raw], Any]] = {ord("{"): JsonObject, ord("["): JsonArray}
 
 
 def decode(raw: bytes) -> dict[str, Any]:
-    """Read one JSON object (RFC 8259).
+    """Read one JSON object (RFC 8259). Objects and arrays in it are checked, but decoded only when they are read.
 
     Raises `MalformedBody` where it is none, or where reading it would lose something.
     """
-    document = _read(raw)
-    if repeated := _repeated_names(raw, document):
+    try:
+        members = _members(raw)
+        _require_exact(raw)
+        document = {str(name): _LAZY.get(memoryview(value)[0], decode_value)(value) for name, value in members.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, DecimalException, RecursionError) as error:
+        raise MalformedBody(_explain(raw, error)) from None
+    if len(document) < len(members):
+        repeated = [name for name, count in Counter(map(str, members)).items() if count > 1]
         raise MalformedBody(
             "The body names a field twice, and only one value could be kept.",
             [Fault(below("", name), "duplicate", "is there more than once") for name in repeated[:MAX_FAULTS]],
@@ -43,22 +65,24 @@ def decode(raw: bytes) -> dict[str, Any]:
     return document
 
 
-def _read(raw: bytes) -> dict[str, Any]:
-    """Read one JSON object, whose names may repeat."""
+def _members(raw: bytes) -> _Members:
+    decode_members = _decode_members
+    if len(raw) > MAX_NAMES * _SHORTEST_MEMBER:
+        # Long enough to have too many: count them, and stop there.
+        names = repeat(_Name, MAX_NAMES)
+        decode_members = msgspec.json.Decoder(_Members, dec_hook=lambda _, name: next(names)(name)).decode
     try:
-        document = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, DecimalException, RecursionError) as error:
-        raise MalformedBody(_explain(raw, error)) from None
-    if type(document) is not dict:
-        raise MalformedBody(f"The body is {describe(document)}; send one JSON object, one event a request.")
-    # Fewer brackets than levels allowed: no need to look.
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper(document, MAX_DEPTH):
-        raise MalformedBody(_TOO_DEEP)
-    return document
+        return decode_members(raw)
+    except StopIteration:
+        raise MalformedBody(f"The body has more than {MAX_NAMES:,} fields at the top level.") from None
+    except msgspec.ValidationError:
+        value = _decode_raw(raw)
+        got = "an array" if memoryview(value)[0] == ord("[") else describe(decode_value(value))
+        raise MalformedBody(f"The body is {got}; send one JSON object, one event a request.") from None
 
 
 def encode(event: Event) -> bytes:
-    """Write an event as one JSON object, `event_type` first.
+    """Write an event as one JSON object, `event_type` first. A payload that was received is written as it came.
 
     Raises `InvalidEvent` for a value that JSON has no form for.
     """
@@ -66,6 +90,15 @@ def encode(event: Event) -> bytes:
         return _encoder.encode({"event_type": event.event_type} | unstructure(event))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEvent(f"The event cannot be written as JSON: {error}") from error
+
+
+def _as_received(value: Any) -> msgspec.Raw:
+    if isinstance(value, JsonObject):
+        return value.raw
+    raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=_as_received)
 
 
 def require_sound(event: Event, data: bytes) -> None:
@@ -79,17 +112,63 @@ def require_sound(event: Event, data: bytes) -> None:
     ):
         raise InvalidEvent("The event holds numbers that JSON cannot carry.", lost)
     try:
-        document = _read(data)  # an event's own names cannot repeat
+        document = decode(data)
     except MalformedBody as error:
         raise InvalidEvent(f"The event's JSON could not be read: {error.detail}", error.faults) from None
     del document["event_type"]
     structure(document, type(event))
 
 
+# What the decoder does not look at in a raw slice: UTF-8, the depth, and the size of numbers. All of it is checked
+# for the body as a whole, in a few passes in C whose time grows only with the length, whatever the body.
+
 _TOO_DEEP = f"The event is nested more than {MAX_DEPTH} deep."
+_LONG_EXPONENT = b"e" + b"0" * 18
+"""With fewer digits an exponent is always in the range of Decimal."""
+
+_LONG_INTEGER = b"0" * 4300
+_LONG_NUMBER = re.compile(rb"[-+.eE0-9]{20,}")
+_NUMBER_SHAPES = bytes.maketrans(b"0123456789E", b"0000000000e")
+_NO_BRACKETS = bytes(n for n in range(256) if n not in b'[]{}"')
+_BRACKET_BITS = bytes.maketrans(b"[{]}", b"1100")
+# Of eight brackets in a byte, a bit for each: how much deeper they lead, and how deep in between.
+_LEVELS = [list(accumulate(1 if bit == "1" else -1 for bit in f"{byte:08b}")) for byte in range(256)]
+_NET = bytes(levels[-1] % 256 for levels in _LEVELS)
+_PEAK = bytes(max(0, *levels) for levels in _LEVELS)
+
+
+def _require_exact(raw: bytes) -> None:
+    """Raise where JSON that was only scanned could not be decoded exactly, or is nested too deep."""
+    if not raw.isascii():
+        raw.decode()
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
+        raise MalformedBody(_TOO_DEEP)
+    shapes = raw.translate(_NUMBER_SHAPES, b"+-")
+    if shapes.count(_LONG_EXPONENT) or shapes.count(_LONG_INTEGER):  # `in` takes longer for a short body
+        # Numbers are suspected, maybe only in a string: decode those that are long.
+        numbers = _LONG_NUMBER.findall(_outside_strings(_without_escapes(raw)))
+        decode_value(b"[%b]" % b",".join(numbers))
+
+
+def _depth(raw: bytes) -> int:
+    brackets = _outside_strings(_without_escapes(raw).translate(_BRACKET_BITS, _NO_BRACKETS))
+    size = -(-len(brackets) // 8)
+    eights = int(brackets.ljust(size * 8, b"0"), 2).to_bytes(size)
+    before = accumulate(memoryview(eights.translate(_NET)).cast("b"), initial=0)
+    deepest: int = max(map(add, before, eights.translate(_PEAK)))
+    return deepest
+
+
+def _without_escapes(raw: bytes) -> bytes:
+    """Return JSON in which each quote begins or ends a string."""
+    return raw.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in raw else raw
+
+
+def _outside_strings(text: bytes) -> bytes:
+    return b"".join(text.split(b'"')[::2])
+
+
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB]..)\\u[dD][c-fC-F]")
-_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
-_MANY_NAMES = 32
 
 
 def _explain(raw: bytes, error: Exception) -> str:
@@ -110,44 +189,13 @@ def _explain(raw: bytes, error: Exception) -> str:
     return f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}."
 
 
-def _deeper(document: Any, limit: int) -> bool:
-    level = [document]
-    for _ in range(limit):
-        level = [
-            child
-            for container in level
-            for child in (container.values() if type(container) is dict else container)
-            if type(child) in (dict, list)
-        ]
-    return bool(level)
-
-
-def _repeated_names(raw: bytes, document: dict[str, Any]) -> list[str]:
-    """Return the names that the top-level object has more than once.
-
-    Decoding keeps only the last value of a name. Parsing in pairs would show it, at several times
-    the cost; but if each name stands in the body once, quoted, none can be there twice, unless
-    spelled with escapes. Whatever else uses a name, a nested object say, is only suspected. Many
-    names would have to be looked for many times: one parse is quicker.
-    """
-    if (
-        len(document) <= _MANY_NAMES
-        and all(raw.count(b'"%b"' % name.encode()) == 1 for name in document)
-        and not _ESCAPED_ASCII.search(raw)
-        and all(map(str.isascii, document))
-    ):
-        return []
-    names = json.loads(raw, object_pairs_hook=lambda pairs: [name for name, _ in pairs], parse_int=str, parse_float=str)
-    if len(names) == len(document):
-        return []
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
 def _not_finite(event: Event) -> Iterator[Fault]:
-    # Pairs of a pointer and a value, of the types to which the encoder would reduce all others.
-    left: deque[tuple[str, Any]] = deque(
-        [("", msgspec.to_builtins(unstructure(event), str_keys=True, builtin_types=(Decimal,)))]
+    # Pairs of a pointer and a value, of the types to which the encoder would reduce all others. Received JSON has no
+    # such numbers.
+    fields = msgspec.to_builtins(
+        unstructure(event), str_keys=True, builtin_types=(Decimal,), enc_hook=lambda _received: None
     )
+    left: deque[tuple[str, Any]] = deque([("", fields)])
     while left:
         pointer, value = left.popleft()
         if (isinstance(value, float) and not isfinite(value)) or (isinstance(value, Decimal) and not value.is_finite()):

@@ -25,6 +25,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe
 from pulsecart.events.faults import MAX_FAULTS, below, nearest
+from pulsecart.events.lazy import JsonArray, JsonObject
 
 __all__ = ["faults", "prepare", "structure", "unstructure"]
 
@@ -139,10 +140,15 @@ def _utc_timestamp(value: Any, _type: Any = None) -> datetime:
 
 
 def _anything(value: Any, _type: Any = None) -> Any:
+    return value.value if type(value) in (JsonObject, JsonArray) else value
+
+
+def _as_received(value: Any, _type: Any = None) -> Any:
     return value
 
 
 _Utc = NewType("_Utc", datetime)
+_Payload = NewType("_Payload", object)
 
 _SCALARS: dict[Any, Hook] = {
     str: _string,
@@ -153,6 +159,7 @@ _SCALARS: dict[Any, Hook] = {
     datetime: _timestamp,
     _Utc: _utc_timestamp,
     Any: _anything,
+    _Payload: _as_received,
 }
 
 # The two optional fields of every event. Their classes say `None` for "not yet enriched"; a body
@@ -195,8 +202,12 @@ def _resolved(cls: type) -> type:
 @cache
 def _fields(cls: type) -> dict[str, Any]:
     """Return the types of the fields that a body may have for an attrs class, by name."""
-    read_as = _READ_AS if issubclass(cls, Event) else {}
-    return {a.name: read_as.get(a.name, a.type or Any) for a in attrs.fields(_resolved(cls)) if a.init}
+    fields = {a.name: a.type or Any for a in attrs.fields(_resolved(cls)) if a.init}
+    if issubclass(cls, Event):
+        fields |= _READ_AS
+        if fields["payload"] is Any:
+            fields["payload"] = _Payload
+    return fields
 
 
 def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
@@ -272,12 +283,14 @@ def _object_hook(cls: type) -> Hook:
 
 
 def _object(value: Any) -> dict[str, Any]:
+    value = value.value if type(value) is JsonObject else value
     if type(value) is not dict:
         raise FieldError(f"expected an object, got {describe(value)}", "wrong-type")
     return value
 
 
 def _array(value: Any) -> list[Any]:
+    value = value.value if type(value) is JsonArray else value
     if type(value) is not list:
         raise FieldError(f"expected an array, got {describe(value)}", "wrong-type")
     return value

@@ -1,5 +1,6 @@
 """`/dev/messages`: what the memory transport holds. For development only."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,11 @@ from pulsecart.transports.memory import MemoryTransport, PublishedMessage
 
 __all__ = ["messages"]
 
+_HOST = re.compile(r"(?:\[(.+)\]|([^:]+))(?::[0-9]*)?")
+"""A Host header: an IPv6 address in brackets, or another address or a name, and perhaps a port."""
+
+_NOT_LISTED = "is neither loopback nor listed in PULSECART_DEV_HOSTS."
+
 _FILTERS: dict[str, Callable[[PublishedMessage], Any]] = {
     "topic": lambda message: message.topic,
     "event_type": lambda message: message.attributes["event_type"],
@@ -20,10 +26,22 @@ _FILTERS: dict[str, Callable[[PublishedMessage], Any]] = {
 }
 
 
-def messages(transport: MemoryTransport) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint: GET lists the messages, newest last, and the query may filter them; DELETE forgets them."""
+def messages(
+    transport: MemoryTransport, may_use_dev: Callable[[str], bool]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint: GET lists the messages, newest last, and the query may filter them; DELETE forgets them.
+
+    It answers only to hosts that may use it; see `Settings.may_use_dev`.
+    """
 
     async def endpoint(request: Request) -> Response:
+        if forbidden := _forbidden(request, may_use_dev):
+            return Problem(
+                status=403,
+                type="forbidden-host",
+                title="This host may not see the messages",
+                detail=forbidden,
+            ).response()
         if request.method == "DELETE":
             transport.clear()
             return Response(status_code=204)
@@ -48,3 +66,23 @@ def messages(transport: MemoryTransport) -> Callable[[Request], Awaitable[Respon
         return Response(msgspec.json.encode({"messages": found}), media_type="application/json")
 
     return endpoint
+
+
+def _forbidden(request: Request, may_use_dev: Callable[[str], bool]) -> str:
+    """Say why a request is forbidden; empty if it is not.
+
+    The peer alone is not enough: a web page in the developer's browser sends its requests from this machine too. They
+    have the page's Origin, or, where the page's host name was made to resolve to this machine, that name as Host.
+    """
+    peer, server = request.client, request.scope.get("server")
+    # A Unix socket has no peer and no port; a TCP connection that was reset meanwhile has a port, but no peer.
+    if not may_use_dev(peer.host) if peer else server and server[1] is not None:
+        return f"The peer {peer.host if peer else 'of a lost connection'} {_NOT_LISTED}"
+    host = ", ".join(request.headers.getlist("host"))
+    match = _HOST.fullmatch(host)
+    if not match or not may_use_dev(match[1] or match[2]):
+        return f"The Host {host[:100]!r} {_NOT_LISTED}"
+    for origin in request.headers.getlist("origin"):
+        if origin.partition("://")[2].lower() != host.lower():
+            return f"The Origin {origin[:100]!r} is not that of the Host {host[:100]!r}."
+    return ""

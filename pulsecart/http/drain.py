@@ -11,14 +11,16 @@ from pulsecart.ports import Transport
 
 __all__ = ["Drain"]
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
 
 class Drain:
     """Stops in order.
 
-    A server alone closes its listeners first, so that no probe could see it drain. Here, on SIGTERM,
-    readiness falls at once; events are still taken for `delay` seconds, while the orchestrator takes the
-    instance out of rotation; then new ones are refused, those in flight are answered, and the server
-    is told to stop. A second SIGTERM stops it without delay.
+    A server alone closes its listeners first, so that no probe could see it drain. Here, on SIGTERM (and SIGHUP and
+    SIGQUIT, which would otherwise end the process at once), readiness falls at once; events are still accepted for
+    `delay` seconds, while the orchestrator takes the instance out of rotation; then new ones are refused, those in
+    flight are answered, and the server is told to stop. A second signal stops it without delay.
     """
 
     def __init__(self, transport: Transport, delay: float) -> None:
@@ -30,17 +32,17 @@ class Drain:
         """Whether the service is about to stop."""
 
     @asynccontextmanager
-    async def on_sigterm(self) -> AsyncIterator[None]:
-        """Go before the server's handler of SIGTERM, where there is one, until the end of the block."""
+    async def on_signals(self) -> AsyncIterator[None]:
+        """Handle the signals before the server's handler of SIGTERM, if it has one, until the end of the block."""
         server_stops = signal.getsignal(signal.SIGTERM)
         if not callable(server_stops) or threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
 
-        def begin(number: int, frame: FrameType | None) -> None:
+        def begin(_number: int, frame: FrameType | None) -> None:
             if self.begun:
-                server_stops(number, frame)
+                server_stops(signal.SIGTERM, frame)
             else:
                 self.begun = True
                 loop.call_soon_threadsafe(finish_later)
@@ -52,11 +54,15 @@ class Drain:
             self._closing = loop.create_task(self._transport.aclose())
             server_stops(signal.SIGTERM, None)
 
-        signal.signal(signal.SIGTERM, begin)
+        # nohup, for one, has a signal ignored, and so it stays.
+        before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, begin)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, server_stops)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             if self._finishing is not None:
                 self._finishing.cancel()  # stopped sooner, by a second signal
             if self._closing is not None:

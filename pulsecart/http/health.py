@@ -2,11 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 
+from attrs import evolve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pulsecart.errors import BrokerUnavailable, TransportClosed
+from pulsecart.errors import BrokerUnavailable, PublishError, TransportClosed
 from pulsecart.http.drain import Drain
+from pulsecart.http.problems import problem_of
 
 __all__ = ["alive", "ready"]
 
@@ -26,13 +28,17 @@ def ready(missing_topics: Callable[[], Awaitable[list[str]]], drain: Drain) -> C
 
     async def endpoint(request: Request) -> Response:
         if drain.begun:
-            return JSONResponse({"status": "not ready", "detail": "the service is shutting down"}, 503)
+            return _not_ready(TransportClosed("the service is shutting down"))
         if "broker" in request.query_params.getlist("exclude"):
             return JSONResponse({"status": "ready"})
         try:
             missing = await missing_topics()
         except (BrokerUnavailable, TransportClosed) as error:
-            return JSONResponse({"status": "not ready", "broker": "unavailable", "detail": str(error)}, 503)
+            return _not_ready(error, broker="unavailable")
         return JSONResponse({"status": "ready", "broker": "ok", "missing_topics": missing})
 
     return endpoint
+
+
+def _not_ready(error: PublishError, **members: str) -> Response:
+    return evolve(problem_of(error), title="The service is not ready", more=members).response()

@@ -1,16 +1,16 @@
 """`POST /events/ingest`: one event a request, answered once the broker has it."""
 
-import asyncio
 from time import perf_counter
 
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from pulsecart.errors import BrokerRefused, EventError, Overloaded, PublishError
+from pulsecart.errors import BrokerRefused, EventError, PublishError
+from pulsecart.http.body import Bodies
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of
-from pulsecart.message import Receipt
+from pulsecart.message import Prepared, Receipt
 from pulsecart.producer import Producer
 from pulsecart.telemetry import metrics, tracing
 from pulsecart.telemetry.logs import EventLog
@@ -29,16 +29,13 @@ _Headers = dict[bytes, bytes]
 class Ingest:
     """The endpoint, an ASGI application of its own: Starlette's request and its reading cost half as much as the rest.
 
-    How each event ends is logged. A body may have `max_body_bytes` and take `body_timeout` seconds to arrive; all that
-    are being read at a time may have `max_reading_bytes`, over which a further one is refused.
+    How each event ends is logged.
     """
 
-    def __init__(
-        self, producer: Producer, log: EventLog, *, max_body_bytes: int, max_reading_bytes: int, body_timeout: float
-    ) -> None:
+    def __init__(self, producer: Producer, log: EventLog, bodies: Bodies) -> None:
         self._producer = producer
         self._log = log
-        self._bodies = _Bodies(max_body_bytes, max_reading_bytes, body_timeout)
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -70,7 +67,10 @@ class Ingest:
         """Publish the event of one request, and log how it ended."""
         try:
             _require_json(headers)
-            receipt = await self._producer.ingest(await self._bodies.read(headers, receive))
+            body = await self._bodies.read(headers.get(b"content-length", b""), receive)
+            prepared = self._producer.prepare(body)
+            del body  # while the broker is awaited, only what is sent is kept
+            receipt = await self._publish(prepared)
             response = _accepted(receipt)
             self._log.published(receipt, perf_counter() - started)
         except (EventError, PublishError, ProblemError) as error:
@@ -83,6 +83,13 @@ class Ingest:
         except Exception as error:  # noqa: BLE001
             response = self._defect(error, started)
         return response
+
+    async def _publish(self, prepared: Prepared) -> Receipt:
+        self._bodies.hold(prepared.size)
+        try:
+            return await self._producer.publish(prepared)
+        finally:
+            self._bodies.release(prepared.size)
 
     def _defect(self, error: Exception, started: float) -> Response:
         """Log a defect, and return its answer. Were it raised, the server would log it in full for each request."""
@@ -112,12 +119,12 @@ def _accepted(receipt: Receipt) -> Response:
 def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float) -> None:
     """Log an event that was not published. A refusal for good needs an operator, and is an error."""
     names = ("event_type", "event_id", "topic", "traceparent", "error_type")
-    fields = {name: getattr(error, name, "") for name in names}
+    fields = {name: getattr(error, name, "") for name in names} | {"detail": getattr(error, "log_detail", "")}
     if problem.status < 500:
         log.failed("info", "refused", problem.type, seconds, **fields)
     else:
         severity = "error" if isinstance(error, BrokerRefused) else "warning"
-        log.failed(severity, "failed", problem.type, seconds, detail=str(error), **fields)
+        log.failed(severity, "failed", problem.type, seconds, **fields)
 
 
 def _require_json(headers: _Headers) -> None:
@@ -148,71 +155,5 @@ def _unsupported(detail: str, headers: dict[str, str]) -> ProblemError:
             title="The body is not sent as JSON",
             detail=detail,
             headers=headers,
-        )
-    )
-
-
-class _Bodies:
-    """Reads request bodies, within limits for each and for all together."""
-
-    def __init__(self, limit: int, limit_of_all: int, seconds: float) -> None:
-        self._limit = limit
-        self._limit_of_all = limit_of_all
-        self._seconds = seconds
-        self._reading = 0
-
-    async def read(self, headers: _Headers, receive: Receive) -> bytes:
-        declared = headers.get(b"content-length", b"")
-        # Twenty digits are more than any limit, and int() is slow and at last refuses with thousands.
-        if declared.isdigit() and int(declared[:20]) > self._limit:
-            raise _too_large(self._limit)
-        chunks: list[bytes] = []
-        size = 0
-        more = True
-        try:
-            async with asyncio.timeout(self._seconds):
-                while more:
-                    chunk, more = _chunk(await receive())
-                    size += len(chunk)
-                    self._reading += len(chunk)
-                    if size > self._limit:
-                        raise _too_large(self._limit)
-                    if self._reading > self._limit_of_all:
-                        raise Overloaded(f"{self._reading:,} bytes of bodies are being read")
-                    chunks.append(chunk)
-        except TimeoutError:
-            raise _too_slow(self._seconds, size) from None
-        finally:
-            self._reading -= size
-        return b"".join(chunks)
-
-
-def _chunk(message: Message) -> tuple[bytes, bool]:
-    """Return a part of a body, and whether there is more."""
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
-
-
-def _too_slow(seconds: float, size: int) -> ProblemError:
-    return ProblemError(
-        Problem(
-            status=408,
-            type="request-timeout",
-            title="The body arrived too slowly",
-            detail=f"The body was not complete within {seconds:g} seconds; {size:,} bytes of it had come.",
-            headers={"Connection": "close"},
-        )
-    )
-
-
-def _too_large(limit: int) -> ProblemError:
-    return ProblemError(
-        Problem(
-            status=413,
-            type="body-too-large",
-            title="The body is too large",
-            detail=f"The body has more than {limit:,} bytes, which is the limit.",
-            more={"limit": limit},
         )
     )

@@ -30,7 +30,7 @@ from pulsecart.errors import (
     UnknownEventType,
 )
 
-__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "Problem", "ProblemError", "problem_of"]
+__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "SHUTTING_DOWN", "Problem", "ProblemError", "problem_of"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -121,11 +121,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette's router raises: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
+    scope = request.scope  # request.url is made of the Host header, and fails if that is malformed
     return Problem(
         status=error.status_code,
         type=phrase.lower().replace(" ", "-"),
         title=phrase,
-        detail=f"{request.method} {request.url.path[:200]}: {error.detail}. Events go to POST /events/ingest.",
+        detail=f"{request.method} {scope['path'][:200]}: {error.detail}. "
+        f"Events go to POST {scope.get('root_path', '')}/events/ingest.",
         headers=error.headers or {},
     ).response()
 
@@ -137,6 +139,13 @@ DEFECT = Problem(
     detail="The service failed on this request; the event was not published, as far as it knows.",
 )
 """A defect of ours."""
+
+SHUTTING_DOWN = Problem(
+    status=503,
+    type="shutting-down",
+    title="The service is shutting down",
+    detail="The service is shutting down and did not finish this request.",
+)
 
 
 async def _on_defect(_request: Request, _error: Exception) -> Response:

@@ -27,8 +27,8 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from pulsecart.events.base import Event
 from pulsecart.ids import trace_id_of
+from pulsecart.message import Prepared
 
 __all__ = [
     "CALLER",
@@ -100,7 +100,7 @@ def end_request(span: Span, status: int) -> None:
     span.end()
 
 
-def start_create(event: Event, ordering_key: str | None) -> Span:
+def start_create(event: Prepared, ordering_key: str | None) -> Span:
     """Start an event's root span, and link it with the current one.
 
     It is sampled as its trace id or its caller's flag says: the remote caller's where a request is served, else the
@@ -108,7 +108,6 @@ def start_create(event: Event, ordering_key: str | None) -> Span:
     """
     if not is_on():
         return INVALID_SPAN
-    assert event.event_id is not None  # for the type checker: the producer gave it one
     around = trace.get_current_span()
     link = around.get_span_context()
     caller = contexts.get_value(CALLER)
@@ -116,7 +115,7 @@ def start_create(event: Event, ordering_key: str | None) -> Span:
         "messaging.system": "gcp_pubsub",
         "messaging.operation.name": "create",
         "messaging.operation.type": "create",
-        "messaging.destination.name": event.topic,
+        "messaging.destination.name": event.message.topic,
         "cloudevents.event_id": event.event_id,
         "cloudevents.event_type": event.event_type,
     }
@@ -125,7 +124,7 @@ def start_create(event: Event, ordering_key: str | None) -> Span:
     wanted = event_trace_id.set(int(trace_id_of(event.event_id), 16))
     try:
         span = _tracer.start_span(
-            f"create {event.topic}",
+            f"create {event.message.topic}",
             Context({CALLER: link if caller is None else caller}),
             SpanKind.PRODUCER,
             attributes,

@@ -15,12 +15,17 @@ _DEFAULT = Limits()
 
 
 class EmulatorTransport(RemoteTransport):
-    """Publishes to a Pub/Sub emulator at `host`, such as `127.0.0.1:8085`."""
+    """Publishes to a Pub/Sub emulator at `host`, such as `127.0.0.1:8085`.
 
-    def __init__(self, *, project: str, host: str, limits: Limits = _DEFAULT) -> None:
+    An emulator loses its topics when it is restarted. With `creates_topics`, publishing to a topic that does not exist
+    creates it.
+    """
+
+    def __init__(self, *, project: str, host: str, limits: Limits = _DEFAULT, creates_topics: bool = False) -> None:
         self._project = project
         self._host = host
         self._limits = limits
+        self._creates_topics = creates_topics
 
     async def create_topics(self, topics: Iterable[str]) -> None:
         """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
@@ -30,4 +35,10 @@ class EmulatorTransport(RemoteTransport):
         from pulsecart.transports.publisher import Publisher, insecure_channel
 
         channels = [insecure_channel(self._host) for _ in range(2)]
-        return Publisher(channels, project=self._project, address=self._host, limits=self._limits)
+        return Publisher(
+            channels,
+            project=self._project,
+            address=self._host,
+            limits=self._limits,
+            creates_topics=self._creates_topics,
+        )

@@ -102,9 +102,10 @@ class _Lane:
 class Lanes:
     """Publishes messages through `send`, in order per topic and ordering key, within limits."""
 
-    def __init__(self, send: Send, limits: Limits) -> None:
+    def __init__(self, send: Send, limits: Limits, *, copies: int = 1) -> None:
         self._send = send
         self._limits = limits
+        self._copies = copies
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._outstanding: dict[_Entry, None] = {}  # in the order of admission
         self._bytes = 0
@@ -137,10 +138,12 @@ class Lanes:
             raise TransportClosed("the transport is closed")
         size = message.size
         limits = self._limits
-        if len(self._outstanding) >= limits.max_messages or self._bytes + size > limits.max_bytes:
+        count, held = len(self._outstanding), (self._bytes + size) * self._copies
+        # A message that is alone is published in any case, or it never could be.
+        if count >= limits.max_messages or (held > limits.max_bytes and count):
             raise Overloaded(
-                f"{len(self._outstanding):,} messages of {self._bytes:,} bytes are in flight; "
-                f"the limits are {limits.max_messages:,} messages and {limits.max_bytes:,} bytes"
+                f"{count:,} messages of {self._bytes:,} bytes are in flight; "
+                f"the limits are {limits.max_messages:,} messages and {limits.max_bytes // self._copies:,} bytes"
             )
         loop = self._loop
         entry = _Entry(message, size, loop.time(), loop.create_future(), recorded_span())
@@ -253,6 +256,7 @@ class Lanes:
             self._release(entry)
             if not entry.confirmed.done():
                 of_its_own = type(error)(*error.args)
+                of_its_own.log_detail = error.log_detail
                 of_its_own.error_type = error.error_type
                 entry.confirmed.set_exception(of_its_own)
 

@@ -29,7 +29,10 @@ class PublishedMessage(Message):
 
 
 class MemoryTransport:
-    """Keeps the newest `keep` messages in memory, and nothing on the process's end.
+    """Keeps messages in memory, until the process ends.
+
+    Of these it keeps the newest: at most `keep` messages of `keep_bytes` bytes in all. The newest one is kept even if
+    it is larger than that.
 
     `handler`, an async function, is awaited with each message before it counts as published. It may wait, or raise a
     `PublishError` as a broker's outage would make a real transport raise, or note what it sees:
@@ -42,9 +45,12 @@ class MemoryTransport:
     Unlike other transports it has nothing to open: it can be used without `async with`, until closed.
     """
 
-    def __init__(self, handler: Handler | None = None, *, keep: int = 10_000) -> None:
+    def __init__(self, handler: Handler | None = None, *, keep: int = 10_000, keep_bytes: int = 64_000_000) -> None:
         self._handler = handler
-        self._messages: deque[PublishedMessage] = deque(maxlen=keep)
+        self._keep_messages = keep
+        self._keep_bytes = keep_bytes
+        self._messages: deque[PublishedMessage] = deque()
+        self._bytes = 0
         self._published = 0
         self._turns = Turns()
         self._closed = False
@@ -57,6 +63,7 @@ class MemoryTransport:
     def clear(self) -> None:
         """Forget all messages. Message ids go on counting."""
         self._messages.clear()
+        self._bytes = 0
 
     async def publish(self, message: Message) -> str:
         """Keep a message and return its message id, counted from `1`."""
@@ -75,15 +82,17 @@ class MemoryTransport:
         self._require_open()
         self._published += 1
         message_id = str(self._published)
-        self._messages.append(
-            PublishedMessage(
-                topic=message.topic,
-                data=message.data,
-                attributes=dict(message.attributes),
-                ordering_key=message.ordering_key,
-                message_id=message_id,
-            )
+        kept = PublishedMessage(
+            topic=message.topic,
+            data=message.data,
+            attributes=dict(message.attributes),
+            ordering_key=message.ordering_key,
+            message_id=message_id,
         )
+        self._messages.append(kept)
+        self._bytes += kept.size
+        while len(self._messages) > self._keep_messages or (self._bytes > self._keep_bytes and len(self._messages) > 1):
+            self._bytes -= self._messages.popleft().size
         return message_id
 
     async def check(self, topics: Iterable[str]) -> list[str]:

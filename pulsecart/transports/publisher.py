@@ -41,12 +41,13 @@ _PASSING = frozenset(
     }
 )
 
-_REFUSALS: dict[StatusCode, type[PublishError]] = {
-    StatusCode.INVALID_ARGUMENT: MessageRefused,
-    StatusCode.NOT_FOUND: BrokerRefused,
-    StatusCode.PERMISSION_DENIED: BrokerRefused,
-    StatusCode.UNAUTHENTICATED: BrokerRefused,
+_REFUSALS: dict[StatusCode, tuple[type[PublishError], str]] = {
+    StatusCode.INVALID_ARGUMENT: (MessageRefused, "the broker rejects this message for the topic {}"),
+    StatusCode.NOT_FOUND: (BrokerRefused, "the topic {} does not exist or may not be published to"),
+    StatusCode.PERMISSION_DENIED: (BrokerRefused, "the topic {} does not exist or may not be published to"),
+    StatusCode.UNAUTHENTICATED: (BrokerRefused, "the broker does not accept the credentials for the topic {}"),
 }
+_OTHER_FAILURE = BrokerUnavailable, "the broker failed to publish to the topic {}"
 
 CHECK_SECONDS = 3.0
 """How long a check may take in all. It is shorter than the patience of a usual readiness probe."""
@@ -60,6 +61,9 @@ PROBE_TIMEOUT = 2.0
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 """Seconds to wait at most before the second attempt, and before any later one."""
 
+COPIES = 3
+"""How often a message is in memory while it is published: itself, in the request, and in gRPC's own buffer."""
+
 DRAIN_SECONDS = 7.0
 """How long what is in flight may take to end when the transport is closed."""
 
@@ -71,10 +75,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
     # Else channels to one address would share its one connection.
     ("grpc.use_local_subchannel_pool", 1),
-    # gRPC's own default would try again only after up to two minutes.
+    # By default gRPC waits up to two minutes before it tries to connect again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name this limits one attempt to connect: two round trips with TLS, of up to three seconds each.
+    ("grpc.min_reconnect_backoff_ms", 8000),
     ("grpc.keepalive_time_ms", 30_000),
 ]
 
@@ -95,7 +100,7 @@ class Publisher:
     The first of the channels is for asking, the others are for publishing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the transports differ in these)
         self,
         channels: Sequence[grpc.aio.Channel],
         *,
@@ -103,29 +108,30 @@ class Publisher:
         address: str,
         limits: Limits,
         tokens: Tokens | None = None,
+        creates_topics: bool = False,
     ) -> None:
         self._channels = channels
         # The generated client, for all but publishing, has a channel of its own: it puts an interceptor into it, which,
         # with the wrapping of messages, costs each call a tenth.
-        self._stubs = [
+        self._stubs: list[grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = [
             channel.unary_unary(
-                "/google.pubsub.v1.Publisher/Publish",
-                request_serializer=_Request.SerializeToString,
+                "/google.pubsub.v1.Publisher/Publish",  # requests are bytes: see _request()
                 response_deserializer=_Response.FromString,
             )
             for channel in channels[1:]
         ]
         self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channels[0]))
         self._tokens = tokens
+        self._creates_topics = creates_topics
         self._project = project
         host, _, port = address.rpartition(":")
         self._server = host.strip("[]"), int(port)
         self._deadline = limits.deadline
         # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
         self._attempt_timeout = limits.deadline / 2
-        self._lanes = Lanes(self._send, limits)
+        self._lanes = Lanes(self._send, limits, copies=COPIES)
         self._loop = asyncio.get_running_loop()
-        self._away = ""  # why the broker is known to be away, while it is
+        self._away: BrokerUnavailable | None = None  # why the broker is known to be away, while it is
         self._confirmed_at = self._loop.time()
         self._probed_topic = "pulsecart-probe"  # to be told that it does not exist is an answer too
         self._suspicion = asyncio.Event()
@@ -134,7 +140,7 @@ class Publisher:
     def publish(self, message: Message) -> "asyncio.Future[str]":
         """Admit one message; see `Lanes.publish`."""
         if self._away:
-            raise BrokerUnavailable(f"the broker is away: {self._away}")
+            raise _because("the broker is away: ", self._away)
         return self._lanes.publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
@@ -142,7 +148,7 @@ class Publisher:
         topics = list(topics)
         self._probed_topic = topics[0] if topics else self._probed_topic
         if self._away:
-            raise BrokerUnavailable(f"the broker is away: {self._away}")
+            raise _because("the broker is away: ", self._away)
         if self._lanes.oldest is not None and (age := self._loop.time() - self._lanes.oldest) > self._deadline / 2:
             raise BrokerUnavailable(f"the oldest message has waited for {age:.1f} s")
         async with _answer(CHECK_SECONDS):
@@ -190,22 +196,26 @@ class Publisher:
     ) -> Sequence[str]:
         """Send one request, again and again until it is confirmed or refused, or the deadline has come."""
         path = self._path(topic)
-        request = _request(path, key, messages)
         routing = _routing(path)
         # A key keeps to one channel; what has none takes any.
         stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
         started = self._loop.time()
         backoff = FIRST_BACKOFF
         failure: PublishError = BrokerUnavailable("no attempt was left")
+        missing = False
         while (left := deadline - self._loop.time()) > 0:
             try:
+                if missing:
+                    await self.create_topics([topic])
                 metadata = (routing, *self._authorization())
+                request = _request(path, key, messages)
                 response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
             except BrokerUnavailable as error:
-                failure = error  # no token; there may be one soon
+                failure = error  # no token, or no topic; there may be one soon
             except grpc.aio.AioRpcError as error:
                 failure = _failure(error, topic)
-                if error.code() not in _PASSING:
+                missing = self._creates_topics and error.code() is StatusCode.NOT_FOUND
+                if not missing and error.code() not in _PASSING:
                     raise failure from None
             else:
                 self._confirmed_at = self._loop.time()
@@ -218,9 +228,7 @@ class Publisher:
             backoff = min(2 * backoff, LONGEST_BACKOFF)
         if self._confirmed_at < started:
             self._suspicion.set()  # perhaps it is not this key alone: nothing at all was confirmed meanwhile
-        late = BrokerUnavailable(f"the broker did not confirm within {self._deadline:g} s; last: {failure}")
-        late.error_type = failure.error_type
-        raise late
+        raise _because(f"the broker did not confirm within {self._deadline:g} s; last: ", failure)
 
     async def _probe(self) -> None:
         """Ask the broker for an answer, again and again, to notice an outage and its end without traffic."""
@@ -241,10 +249,10 @@ class Publisher:
                 misses += 1
                 # One answer may be lost; and what publishes is not away.
                 if misses > 1 and self._loop.time() - self._confirmed_at > PROBE_TIMEOUT:
-                    self._away = str(error)
+                    self._away = error
             else:
                 misses = 0
-                self._away = ""
+                self._away = None
 
     async def _exists(self, topic: str) -> bool:
         try:
@@ -264,22 +272,31 @@ class Publisher:
         return f"projects/{self._project}/topics/{topic}"
 
 
-def _request(path: str, key: str, messages: Sequence[Message]) -> Any:
+def _request(path: str, key: str, messages: Sequence[Message]) -> bytes:
+    """Return a request as bytes: gRPC would keep the protobuf message, one more copy, until the broker answers."""
     request = _Request(topic=path)
     add = request.messages.add
     for message in messages:
         attributes = add(data=message.data, ordering_key=key).attributes
         for name, value in message.attributes.items():
             attributes[name] = value  # as update() does, but for a third less time
-    return request
+    serialized: bytes = request.SerializeToString()
+    return serialized
 
 
 def _failure(error: grpc.aio.AioRpcError, topic: str) -> PublishError:
     """Say in our words why a call failed."""
     status = error.code()
-    failure = _REFUSALS.get(status, BrokerUnavailable)(f"topic {topic}: {status.name}: {error.details()}")
+    kind, text = _REFUSALS.get(status, _OTHER_FAILURE)
+    failure = kind(f"{text.format(topic)} ({status.name})", f"topic {topic}: {status.name}: {error.details()}")
     failure.error_type = status.name
     return failure
+
+
+def _because(text: str, cause: PublishError) -> BrokerUnavailable:
+    error = BrokerUnavailable(f"{text}{cause}", f"{text}{cause.log_detail}")
+    error.error_type = cause.error_type
+    return error
 
 
 @cache
@@ -297,4 +314,6 @@ async def _answer(seconds: float) -> AsyncIterator[None]:
     except TimeoutError:
         raise BrokerUnavailable(f"the broker did not answer within {seconds:g} s") from None
     except google.GoogleAPIError as error:
-        raise BrokerUnavailable(str(error)) from error
+        status = getattr(error, "grpc_status_code", None)
+        name = status.name if status else type(error).__name__
+        raise BrokerUnavailable(f"the broker did not answer ({name})", str(error)) from error

@@ -1,7 +1,9 @@
 """Google Cloud Pub/Sub."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from pulsecart.errors import SettingsError
 from pulsecart.limits import Limits
 from pulsecart.transports.remote import RemoteTransport
 
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 
     from pulsecart.transports.publisher import Publisher
 
-__all__ = ["DEFAULT_ENDPOINT", "PubSubTransport"]
+__all__ = ["DEFAULT_ENDPOINT", "PubSubTransport", "require_credentials"]
 
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 
@@ -18,6 +20,18 @@ CHANNELS = 4
 """Google's front end takes about 100 requests at a time on a connection; each ordering key is pinned to one."""
 
 _DEFAULT = Limits()
+
+
+def require_credentials() -> None:
+    """Check that there are Application Default Credentials. Raises `SettingsError`."""
+    from google.auth.exceptions import DefaultCredentialsError
+
+    from pulsecart.transports.tokens import default_credentials
+
+    try:
+        default_credentials()
+    except (DefaultCredentialsError, OSError) as error:
+        raise SettingsError([f"the pubsub transport needs Google's Application Default Credentials: {error}"]) from None
 
 
 class PubSubTransport(RemoteTransport):
@@ -53,7 +67,10 @@ class PubSubTransport(RemoteTransport):
         from pulsecart.transports.publisher import Publisher, secure_channel
         from pulsecart.transports.tokens import Tokens, default_credentials
 
-        tokens = Tokens(self._credentials or await default_credentials())
+        credentials = self._credentials
+        if credentials is None:
+            credentials = await asyncio.to_thread(default_credentials)
+        tokens = Tokens(credentials)
         await tokens.open()
         channels = [secure_channel(self._endpoint, self._roots) for _ in range(1 + CHANNELS)]
         return Publisher(channels, project=self._project, address=self._endpoint, limits=self._limits, tokens=tokens)

@@ -22,10 +22,12 @@ RETRY_SECONDS = 1.0
 """Seconds to wait after a failure to renew."""
 
 
-async def default_credentials() -> Credentials:
-    """Find Application Default Credentials, for publishing. Raises `DefaultCredentialsError`."""
-    # Off the loop: it reads files, and may ask a metadata server.
-    credentials, _project = await asyncio.to_thread(google.auth.default, scopes=[SCOPE])
+def default_credentials() -> Credentials:
+    """Find Application Default Credentials, for publishing. Raises `DefaultCredentialsError`.
+
+    This reads files, and may ask a metadata server: it is not for the event loop.
+    """
+    credentials, _project = google.auth.default(scopes=[SCOPE])
     return credentials
 
 
@@ -58,7 +60,8 @@ class Tokens:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What to send with a call. Raises `BrokerUnavailable` where there is no token that is still valid."""
         if datetime.now(UTC) >= self._expiry:
-            raise BrokerUnavailable(f"there is no valid access token: {self._failure}")
+            what = "there is no valid access token"
+            raise BrokerUnavailable(what, f"{what}: {self._failure}")
         return self._metadata
 
     async def _keep_fresh(self, wait: float) -> None:

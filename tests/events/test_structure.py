@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pulsecart import Catalog, DefinitionError, Event, InvalidEvent, event
 from pulsecart.events import OrderPlaced
-from pulsecart.events.codec import decode
+from pulsecart.events.codec import decode, encode
 from pulsecart.events.faults import MAX_FAULTS
 from pulsecart.events.structure import structure
 
@@ -311,6 +311,31 @@ def test_a_rule_of_the_whole_class_is_a_fault_of_the_body():
     assert [(fault.pointer, fault.message) for fault in caught.value.faults] == [
         ("", "first and second are more than 10")
     ]
+
+
+@event("test.looking", topic="test-topic")
+@frozen(kw_only=True)
+class Looking(Event):
+    anything: Any
+    also: Any
+    sizes: list[int]
+    total: int = field(init=False)
+
+    def __attrs_post_init__(self):
+        if self.payload["total"] != sum(self.sizes):
+            raise ValueError("the total is wrong")
+        object.__setattr__(self, "total", self.payload["total"])
+
+
+def test_a_class_can_look_at_its_received_payload():
+    """An untyped payload can be read by the class's own rules; other fields of any type hold plain dicts and lists."""
+    body = b'{"event_type":"test.looking","user_id":"u","anything":{"a":[1.5]},"also":[{}],"sizes":%b,"payload":%b}'
+    made: Any = Catalog([Looking]).structure(decode(body % (b"[1,2]", b'{"total":3}')))
+    assert made.total == 3
+    assert repr((made.anything, made.also)) == "({'a': [Decimal('1.5')]}, [{}])"
+    assert b'"anything":{"a":[1.5]},"also":[{}],"sizes":[1,2]' in encode(made)
+    with pytest.raises(InvalidEvent, match="the total is wrong"):
+        Catalog([Looking]).structure(decode(body % (b"[1]", b'{"total":3}')))
 
 
 @pytest.mark.parametrize("type_", [str, list[str], int | None, Any])

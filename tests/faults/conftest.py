@@ -23,6 +23,7 @@ DEADLINE = "2"
 MOST_MEMORY_MB = 400
 
 _report = pytest.StashKey[list[str]]()
+_hostile = pytest.StashKey[list[str]]()
 
 
 @define
@@ -63,6 +64,7 @@ def world(tmp_path: Path) -> Callable[..., AsyncIterator[World]]:
         project = f"p-{uuid.uuid4().hex[:12]}"
         emulator = os.environ["PUBSUB_EMULATOR_HOST"]
         with subscriber(emulator, project) as client:
+            await asyncio.to_thread(client.create_topic, TOPIC)
             async with proxy(emulator) as passes:
                 options = ("--project", project, "--emulator-host", passes.address, "--publish-deadline", DEADLINE)
                 # The service needs the proxy, which lives in this event loop, to start and to stop.
@@ -141,14 +143,28 @@ def judge_by_server(judged) -> Callable[..., None]:
     return judge
 
 
+def hostile_report(config: pytest.Config, figures: list[str]) -> None:
+    """Add a row to the report on clients that behave badly."""
+    config.stash.setdefault(_hostile, []).append(f"| {' | '.join(figures)} |")
+
+
+REPORTS = {
+    "faults": (_report, ["fault", "sent", "202", "deliveries", "lost", "users out of order", "peak MB", "recovery s"]),
+    "hostile clients, next to one that behaves well": (
+        _hostile,
+        ["attack", "sent by attackers", "MB sent", "peak MB", "growth MB", "answered", "refused", "slowest answer ms"],
+    ),
+}
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if rows := config.stash.get(_report, []):
-        terminalreporter.section("faults")
-        names = ["fault", "sent", "202", "deliveries", "lost", "users out of order", "peak MB", "recovery s"]
-        terminalreporter.line(f"| {' | '.join(names)} |")
-        terminalreporter.line("|---" * len(names) + "|")
-        for row in rows:
-            terminalreporter.line(row)
+    for title, (key, columns) in REPORTS.items():
+        if rows := config.stash.get(key, []):
+            terminalreporter.section(title)
+            terminalreporter.line(f"| {' | '.join(columns)} |")
+            terminalreporter.line("|---" * len(columns) + "|")
+            for row in rows:
+                terminalreporter.line(row)
 
 
 async def until(condition: Callable[[], object], seconds: float = 60) -> None:

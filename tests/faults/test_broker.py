@@ -83,7 +83,8 @@ async def test_broker_slow(world, judge_by_subscriber, scale):
 async def test_topic_deleted_and_made_again(start, world, judged, scale):
     """While the topic is missing events are refused, retryably; when it is back they are published."""
     load = Load()
-    async with world() as w:
+    # In development the service would create it, and publish to it before it has a subscription.
+    async with world("--transport", "emulator", "--environment", "staging") as w:
         callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
         await until(lambda: len(load.accepted) > 100)
         await asyncio.to_thread(w.subscriber.delete_topic, TOPIC)

@@ -64,6 +64,24 @@ async def test_only_the_newest_are_kept():
     assert [found.message_id for found in transport.messages] == ["3", "4", "5"]
 
 
+async def test_only_the_newest_bytes_are_kept():
+    """Beyond `keep_bytes` the oldest messages are dropped; one that alone has more is kept until the next."""
+    size = message(0).size
+    transport = MemoryTransport(keep_bytes=3 * size)
+    for number in range(5):
+        await transport.publish(message(number))
+    assert [found.message_id for found in transport.messages] == ["3", "4", "5"]
+    large = Message(topic="t", data=b"x" * 4 * size, attributes={})
+    await transport.publish(large)
+    assert [found.data for found in transport.messages] == [large.data]
+    await transport.publish(message(6))
+    assert [found.message_id for found in transport.messages] == ["7"]
+    transport.clear()
+    for number in range(3):
+        await transport.publish(message(number))
+    assert len(transport.messages) == 3
+
+
 async def test_what_is_kept_does_not_change_with_what_was_sent():
     """Attributes changed after publishing do not change what was published."""
     transport = MemoryTransport()

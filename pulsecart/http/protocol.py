@@ -1,0 +1,826 @@
+"""One HTTP/1.1 connection: reads requests one at a time, runs the application, and writes its answers.
+
+uvicorn's own protocol class parses whatever arrives, as many requests ahead as a client sends, keeps chunked trailers
+without a limit and waits for ever for a client that does not read. Here everything that a client can make the service
+hold is bounded: a head in bytes and time, a body by what the application has taken, trailers in bytes, requests to the
+one that is being answered, and an answer by the time that the client takes to read it.
+
+httptools parses heads and chunked bodies. It is given exactly one head, or the bytes of one chunked body, at a time;
+where this module and the parser disagree about where something ends, the connection is closed.
+
+uvicorn makes an instance for each connection. Of uvicorn this module uses what every `http=` class receives: the
+`Config` (`loaded_app`, `root_path`, `timeout_keep_alive`), the `ServerState` (`connections`, `tasks`,
+`total_requests`, `default_headers`) and the method `shutdown`, which the server calls.
+"""
+
+import asyncio
+import contextvars
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import unquote
+from weakref import WeakKeyDictionary
+
+import httptools
+from attrs import frozen
+
+from pulsecart.http.problems import DEFECT, SHUTTING_DOWN, Problem
+
+__all__ = ["ConnectionLimits", "HttpProtocol"]
+
+
+@frozen(kw_only=True)
+class ConnectionLimits:
+    """What one connection, and all of them, may take."""
+
+    max_connections: int = 5_000
+    """With more, the connection that has waited longest without a request is closed, or else the new one is refused."""
+
+    head_bytes: int = 65_536
+    """The most bytes of a request's line and headers."""
+
+    trailer_bytes: int = 8_192
+    """The most bytes behind a chunked body's last chunk, and in the line that begins a chunk."""
+
+    head_seconds: float = 30
+    """How long a connection may take to send its first head, and any head once it has begun."""
+
+    write_seconds: float = 30
+    """How long a client may leave an answer unread before the connection is closed."""
+
+    linger_seconds: float = 2
+    """How long the rest of a body is read and discarded when the answer came before the body's end."""
+
+    linger_bytes: int = 1_048_576
+    """How many bytes of such a rest are read."""
+
+
+READ_BYTES = 65_536
+"""The most bytes that one read takes from a socket, and so the most that wait unparsed on a connection."""
+
+BODY_BYTES = 65_536
+"""With more of a body waiting for the application, nothing more is read from the connection."""
+
+_log = logging.getLogger("pulsecart.http")
+_buffer = bytearray(READ_BYTES)
+
+
+class _Shared:
+    """What the connections of one server share."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[HttpProtocol, None] = {}
+        """Connections without a request, in the order in which they began to wait."""
+        self.unsent: list[HttpProtocol] = []
+        """Connections with an answer to send at the end of this step of the event loop.
+
+        All answers of a step are sent together: each write may wake the client up, and processes that take turns cost
+        both of them more (measured: a third of all that an event costs the service).
+        """
+
+    def send(self) -> None:
+        unsent, self.unsent = self.unsent, []
+        for connection in unsent:
+            connection.flush()
+
+
+_shared: WeakKeyDictionary[Any, _Shared] = WeakKeyDictionary()
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})(?:;[^\r\n]*)?\r\n")
+
+
+class HttpProtocol(asyncio.BufferedProtocol):
+    """A connection; see the module."""
+
+    def __init__(
+        self,
+        config: Any,
+        server_state: Any,
+        app_state: Mapping[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits = ConnectionLimits(),
+    ) -> None:
+        self._app = config.loaded_app
+        self._root_path: str = config.root_path
+        self._keep_alive_seconds: float = config.timeout_keep_alive
+        self._server_state = server_state
+        self._app_state = app_state
+        self._limits = limits
+        self._loop = _loop or asyncio.get_running_loop()
+        self._shared = _shared.setdefault(server_state, _Shared())
+        self._unsent: list[bytes] = []
+        self._transport: asyncio.Transport
+        self._writable: asyncio.Event | None = None
+        """Where the client does not read fast enough: set when it has caught up."""
+        self._reading = True
+        self._unread = b""
+        self._searched = 0
+        """How much of `_unread` has been searched for the end of a head."""
+        self._at_end = False
+        """Whether the client has said that it sends nothing more."""
+        self._exchange: _Exchange | None = None
+        self._body: _Sized | _Chunked | None = None
+        """What is still to come of the request's body; None where it is complete."""
+        self._discarded = 0
+        self._due: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for a head, unless there are too many connections."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._context = contextvars.copy_context()
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": _address(transport, "sockname"),
+            "client": _address(transport, "peername"),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "root_path": self._root_path,
+        }
+        connections = self._server_state.connections
+        if len(connections) >= self._limits.max_connections:
+            if not self._shared.waiting:
+                self._refuse(_TOO_MANY_CONNECTIONS)
+                return
+            next(iter(self._shared.waiting)).close()
+        connections.add(self)
+        self._wait(self._limits.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
+        """Tell the application, and forget the connection."""
+        self._server_state.connections.discard(self)
+        self._shared.waiting.pop(self, None)
+        self._unread = b""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writable is not None:
+            self._writable.set()
+        if self._exchange is not None:
+            self._exchange.disconnect()
+
+    def shutdown(self) -> None:
+        """Close when the request that is being answered has its answer. The server calls this when it stops."""
+        if self._exchange is None:
+            self.close()
+        else:
+            self._exchange.keep_alive = False
+
+    def pause_writing(self) -> None:
+        """Hold the application up, for a bounded time: the client does not read."""
+        self._writable = asyncio.Event()
+        self._expect(self._limits.write_seconds, self._transport.abort)
+
+    def resume_writing(self) -> None:
+        """Let the application go on."""
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        self._due = None
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough, or the connection is lost."""
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def write(self, data: bytes) -> None:
+        """Write a part of an answer, at the end of this step of the event loop."""
+        if not self._unsent:
+            if not self._shared.unsent:
+                self._loop.call_soon(self._shared.send)
+            self._shared.unsent.append(self)
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        """Send what was written."""
+        unsent, self._unsent = self._unsent, []
+        if unsent and not self._transport.is_closing():
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    def close(self) -> None:
+        """Close when what was written has been read, or after a while if it is not."""
+        self.flush()
+        self._shared.waiting.pop(self, None)
+        self._unread = b""
+        self._transport.close()
+        self._expect(self._limits.write_seconds, self._transport.abort)
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def want_more(self) -> None:
+        """Read on, unless something is unread: that is the next request, which has to wait."""
+        if not self._unread:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self._at_end and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    # Time. One timer serves a connection: to set one for each request would cost more than the requests' heads.
+
+    def _expect(self, seconds: float, or_else: Callable[[], None]) -> None:
+        """Call `or_else` after some seconds, unless something else is expected by then, or nothing."""
+        self._due = due = self._loop.time() + seconds
+        self._or_else = or_else
+        if self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._due is None:
+            return
+        if self._loop.time() < self._due:
+            self._timer = self._loop.call_at(self._due, self._look)
+        else:
+            self._or_else()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for a request."""
+        self._shared.waiting[self] = None
+        self._expect(seconds, self.close)
+
+    # What the client sends.
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 (asyncio's signature)
+        """Return the buffer for the next read, which all connections share: it is emptied before the next."""
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has been read."""
+        self.data_received(bytes(memoryview(_buffer)[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client has sent."""
+        self._unread = self._unread + data if self._unread else data
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Answer what was sent, although nothing more comes (the client may have closed only its half)."""
+        self._at_end = True
+        if self._exchange is not None:
+            self._exchange.end_of_input()
+        self._advance()
+        return not self._transport.is_closing()
+
+    def _advance(self) -> None:
+        """Parse what has been read, as far as the requests before it are answered."""
+        while self._unread and not self._transport.is_closing():
+            if self._body is not None:
+                self._read_body(self._body)
+            elif self._exchange is not None:
+                self._pause_reading()
+                return
+            elif not self._read_head():
+                self._resume_reading()
+                break
+        if self._at_end and (self._body is not None or self._exchange is None):
+            self.close()  # the rest will not come
+
+    def _read_head(self) -> bool:
+        """Start a request. Return whether its head was complete."""
+        data = self._unread
+        if not self._searched:
+            data = self._unread = data.lstrip(b"\r\n")  # empty lines before a request (RFC 9112, section 2.2)
+            if not data:
+                return False
+        end = data.find(b"\r\n\r\n", max(0, self._searched - 3)) + 4
+        if end > self._limits.head_bytes or (end < 4 and len(data) > self._limits.head_bytes):
+            self._refuse(_head_too_large(self._limits.head_bytes))
+            return False
+        if end < 4:
+            if not data[:1].isalpha():  # TLS, say: waiting for the end of its head would be in vain
+                self._refuse(_MALFORMED)
+            elif not self._searched:
+                self._expect(self._limits.head_seconds, self._head_is_late)
+            self._searched = len(data)
+            return False
+        self._searched = 0
+        self._unread = data[end:]
+        head = _Head()
+        if not head.parse(data[:end]):
+            self._refuse(_MALFORMED)
+            return False
+        self._start(head)
+        return True
+
+    def _start(self, head: "_Head") -> None:
+        """Run the application for a request."""
+        self._due = None
+        self._shared.waiting.pop(self, None)
+        scope: dict[str, Any] = {**self._scope, **head.scope(), "state": {**self._app_state}}
+        if self._root_path:
+            scope["path"] = self._root_path + scope["path"]
+            scope["raw_path"] = self._root_path.encode() + scope["raw_path"]
+        self._body = head.body(self._limits.trailer_bytes, self._take)
+        exchange = self._exchange = _Exchange(
+            self,
+            scope,
+            keep_alive=head.keep_alive,
+            more_body=self._body is not None,
+            expects_continue=head.expects_continue,
+            default_headers=self._server_state.default_headers,
+        )
+        if self._at_end:
+            exchange.end_of_input()
+        task = self._loop.create_task(exchange.run(self._app))
+        self._server_state.tasks.add(task)
+        task.add_done_callback(self._server_state.tasks.discard)
+        task.add_done_callback(exchange.stop)
+
+    def _read_body(self, body: "_Sized | _Chunked") -> None:
+        """Give the application its part of what has been read."""
+        data = self._unread
+        try:
+            end = body.read(data)
+        except httptools.HttpParserError:
+            self._refuse(_MALFORMED)
+            return
+        if end is None:
+            self._refuse(_trailers_too_large(self._limits.trailer_bytes))
+            return
+        self._unread = data[end:]
+        if self._exchange is None:
+            self._discarded += end
+        if body.complete:
+            self._body = None
+            if self._exchange is not None:
+                self._exchange.end_of_body()
+            else:
+                self.close()
+        elif self._discarded > self._limits.linger_bytes:
+            self.close()
+
+    def _take(self, part: bytes) -> None:
+        exchange = self._exchange
+        if exchange is not None and exchange.take(part) > BODY_BYTES:
+            self._pause_reading()
+
+    # What the client is answered.
+
+    def ended(self, *, keep_alive: bool) -> None:
+        """Go on after an answer: with the next request, or to the end of the connection."""
+        self._exchange = None
+        self._server_state.total_requests += 1
+        if self._transport.is_closing():
+            return
+        if self._body is not None and not self._at_end:
+            # The client may read its answer only when it has sent all. To close now would reset the connection, and
+            # could destroy the answer with it.
+            self._discarded = 0
+            self.flush()
+            if self._transport.can_write_eof():  # not with TLS
+                self._transport.write_eof()
+            self._expect(self._limits.linger_seconds, self.close)
+            self._resume_reading()
+        elif not keep_alive or (self._at_end and not self._unread):
+            self.close()
+        else:
+            if self._writable is None:
+                self._wait(self._keep_alive_seconds)
+            if self._unread:
+                # In the connection's context: this runs in that of the request before.
+                self._loop.call_soon(self._advance, context=self._context)
+            else:
+                self._resume_reading()
+
+    def _head_is_late(self) -> None:
+        detail = f"The request's line and headers were not complete within {self._limits.head_seconds:g} seconds."
+        self._refuse(
+            Problem(status=408, type="request-timeout", title="The request's head arrived too slowly", detail=detail)
+        )
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer a request that goes no further, and close the connection."""
+        exchange, self._exchange, self._body = self._exchange, None, None
+        if exchange is not None:
+            exchange.disconnect()
+        if exchange is None or not exchange.started:
+            self.write(answer(problem, self._server_state.default_headers))
+        self.close()
+
+
+class _Head:
+    """A request's line and headers, as httptools reads them."""
+
+    def __init__(self) -> None:
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._complete = False
+        self._length = 0
+        self._chunked = False
+        self.keep_alive = False
+        self.expects_continue = False
+
+    def parse(self, head: bytes) -> bool:
+        """Return whether this is one sound head."""
+        self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            # A server may ignore an offer to upgrade (RFC 9110, section 7.8). Some clients offer HTTP/2 with every
+            # plain request. CONNECT asks for a tunnel, and there is none.
+            if self._method == b"CONNECT":
+                return False
+        except httptools.HttpParserError:
+            return False
+        finally:
+            del self._parser  # each holds the other, which is garbage that only the collector would find
+        if not self._complete or self._version not in {"1.1", "1.0"}:
+            return False
+        try:
+            self._target = _target(self._url)
+        except (httptools.HttpParserError, UnicodeDecodeError):
+            return False
+        return True
+
+    def scope(self) -> dict[str, Any]:
+        """Return the request's own part of the ASGI scope."""
+        path, raw_path, query = self._target
+        return {
+            "http_version": self._version,
+            "method": self._method.decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._headers,
+        }
+
+    def body(self, trailer_bytes: int, take: Callable[[bytes], None]) -> "_Sized | _Chunked | None":
+        """Return what reads the request's body and calls `take` with its parts; None where there is none."""
+        if self._chunked:
+            return _Chunked(trailer_bytes, take)
+        return _Sized(self._length, take) if self._length else None
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._headers.append((name, value))
+        if name == b"content-length":
+            self._length = int(value)  # digits below 2**64: the parser has refused all else, and a second one
+        elif name == b"transfer-encoding":
+            self._chunked = True  # the parser has refused another last coding than chunked
+        elif name == b"expect":
+            self.expects_continue = value.lower() == b"100-continue"
+
+    def on_headers_complete(self) -> None:
+        self._complete = True
+        # The parser knows these only now: with the end of a message it forgets.
+        self._method = self._parser.get_method()
+        self._version = self._parser.get_http_version()
+        self.keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
+
+
+class _Sized:
+    """A body of declared length."""
+
+    def __init__(self, length: int, take: Callable[[bytes], None]) -> None:
+        self._left = length
+        self._take = take
+        self.complete = False
+
+    def read(self, data: bytes) -> int:
+        """Take what is the body's, and return where that ends."""
+        part = data[: self._left]
+        self._left -= len(part)
+        self.complete = not self._left
+        self._take(part)
+        return len(part)
+
+
+class _Chunked:
+    """A chunked body (RFC 9112, section 7.1), without its extensions and trailers.
+
+    httptools decodes it. It would go on with the next request, so the body's end is found before it is given the data.
+    """
+
+    def __init__(self, trailer_bytes: int, take: Callable[[bytes], None]) -> None:
+        self._trailer_bytes = trailer_bytes
+        self._line = b""
+        """The beginning of a line that is not complete."""
+        self._data_left = 0
+        """How much is still to come of a chunk's data and the line end behind it."""
+        self._in_trailers = False
+        self._trailers = 0
+        self._at_end = False
+        self.complete = False
+        self.on_body = take
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+    def read(self, data: bytes) -> int | None:
+        """Take what is the body's, and return where that ends; None where the trailers or a line are too long.
+
+        Raises `httptools.HttpParserError`.
+        """
+        end = self._find_end(data)
+        if end is not None:
+            self._parser.feed_data(data if end == len(data) else data[:end])
+            if self.complete != self._at_end:
+                raise httptools.HttpParserError("the end of the body is not where it was found")
+            if self.complete:
+                del self._parser, self.on_body  # which hold each other
+        return end
+
+    def _find_end(self, data: bytes) -> int | None:
+        at, size = 0, len(data)
+        while at < size and not self._at_end:
+            if self._data_left:
+                step = min(self._data_left, size - at)
+                self._data_left -= step
+                at += step
+                continue
+            end = data.find(b"\n", at) + 1
+            line = self._line + data[at : end or size]
+            if len(line) + self._trailers > self._trailer_bytes:
+                return None
+            at = end or size
+            self._line = b"" if end else line
+            if end:
+                self._end_line(line)
+        return at
+
+    def _end_line(self, line: bytes) -> None:
+        if self._in_trailers:
+            self._trailers += len(line)
+            self._at_end = line == b"\r\n"
+        elif match := _CHUNK_SIZE.fullmatch(line):
+            chunk = int(match[1], 16)
+            self._in_trailers = not chunk
+            self._data_left = chunk + 2 if chunk else 0
+        else:
+            raise httptools.HttpParserError("a chunk's size is malformed")
+
+
+class _Exchange:
+    """A request and its answer, as ASGI has them."""
+
+    __slots__ = (
+        "_arrived",
+        "_at_end",
+        "_chunked",
+        "_default_headers",
+        "_delivered",
+        "_disconnected",
+        "_expects_continue",
+        "_head",
+        "_length",
+        "_more_body",
+        "_parts",
+        "_protocol",
+        "_size",
+        "complete",
+        "keep_alive",
+        "scope",
+        "started",
+    )
+
+    def __init__(  # noqa: PLR0913 (what the head and the server say)
+        self,
+        protocol: HttpProtocol,
+        scope: dict[str, Any],
+        *,
+        keep_alive: bool,
+        more_body: bool,
+        expects_continue: bool,
+        default_headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        self._protocol = protocol
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self._expects_continue = expects_continue
+        self._default_headers = default_headers
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._more_body = more_body
+        self._delivered = False
+        """Whether the application has the whole body."""
+        self._at_end = False
+        """Whether the client sends nothing more. It may still read."""
+        self._arrived: asyncio.Event | None = None
+        self._disconnected = False
+        self.started = self.complete = False
+        self._head = b""
+        self._chunked = False
+        self._length = 0
+
+    # What the connection tells.
+
+    def take(self, part: bytes) -> int:
+        """Keep a part of the body for the application. Return how many bytes wait for it."""
+        self._parts.append(part)
+        self._size += len(part)
+        self._notify()
+        return self._size
+
+    def end_of_body(self) -> None:
+        """Note that the body is complete."""
+        self._more_body = False
+        self._notify()
+
+    def end_of_input(self) -> None:
+        """Note that the client sends nothing more. It may still read its answer."""
+        self._at_end = True
+        self._notify()
+
+    def disconnect(self) -> None:
+        """Note that nobody reads the answer."""
+        self._disconnected = True
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+    # What the application does.
+
+    async def run(self, app: Any) -> None:
+        """Run the application, and see that there is an answer, whatever it does."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.complete and not self._disconnected:
+                _log.error("The application ended without a complete answer")
+                self._fail(DEFECT)
+        except Exception:  # noqa: BLE001 (whatever the application raises)
+            _log.exception("The application raised an exception")
+            self._fail(DEFECT)
+
+    def stop(self, _task: "asyncio.Task[None]") -> None:
+        """Answer a request whose task was cancelled, perhaps before it began: only a server that stops does that."""
+        self._fail(SHUTTING_DOWN)
+
+    def _fail(self, problem: Problem) -> None:
+        if self.complete or self._disconnected:
+            return
+        self.complete = True
+        if not self.started:
+            self.started = True
+            self._protocol.write(answer(problem, self._default_headers))
+        # Of an answer that has begun, the missing end says that it is not whole.
+        self._protocol.ended(keep_alive=False)
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next part of the body, or that the client has gone."""
+        if self._expects_continue:
+            self._expects_continue = False
+            if self._more_body and not self._parts and not self.started:
+                self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self._disconnected and not self.complete:
+            if self._parts or not (self._more_body or self._delivered):
+                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts.clear()
+                self._size = 0
+                self._delivered = not self._more_body
+                return {"type": "http.request", "body": body, "more_body": self._more_body}
+            if self._at_end:
+                break
+            self._protocol.want_more()
+            self._arrived = asyncio.Event()
+            await self._arrived.wait()
+            self._arrived = None
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Write a part of the answer. The head waits for the body's first part, to go out with it."""
+        await self._protocol.drained()
+        if self._disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.start" and not self.started:
+            self._start(message["status"], message.get("headers", ()))
+        elif kind == "http.response.body" and self.started and not self.complete:
+            self._write(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"the application sent {kind!r} where HTTP has no place for it")
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:  # noqa: C901 (one list of headers)
+        sized = False
+        lines = []
+        for mixed_case, value in (*self._default_headers, *headers):
+            name = mixed_case.lower()
+            if name == b"content-length":
+                self._length, sized = int(value), True
+            elif name == b"connection" and value.lower() == b"close":
+                self.keep_alive = False
+                continue
+            elif name == b"transfer-encoding":
+                continue  # that is ours to choose
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if self._more_body:
+            self.keep_alive = False  # the rest of the body will not be read
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        if self.scope["method"] == "HEAD" or status in {204, 304}:
+            self._length = 0
+        elif not sized:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        self._head = b"".join((_status_line(status), *lines, b"\r\n"))
+        if self._head.count(b"\n") != len(lines) + 2 or self._head.count(b"\r") != len(lines) + 2:
+            raise RuntimeError("a header of the answer has a line break in it")
+        self.started = True
+        if self._chunked:
+            self._flush(b"")
+            self._protocol.flush()  # a stream's first part may be long in coming
+
+    def _write(self, body: bytes, *, more: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            body = b""
+        elif self._chunked:
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+        else:
+            self._length -= len(body)
+            if self._length < 0 or (self._length and not more):
+                raise RuntimeError("the answer has another length than its Content-Length says")
+        self._flush(body)
+        if more:
+            self._protocol.flush()  # so that a stream is held up where the client does not read
+        else:
+            self.complete = True
+            self._notify()
+            self._protocol.ended(keep_alive=self.keep_alive)
+
+    def _flush(self, body: bytes) -> None:
+        head, self._head = self._head, b""
+        if head or body:
+            self._protocol.write(head + body)
+
+
+def answer(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a whole answer, after which the connection is closed."""
+    response = problem.response()
+    headers = [*default_headers, *response.raw_headers, (b"connection", b"close")]
+    lines = [b"%b: %b\r\n" % header for header in headers if header != (b"connection", b"close")]
+    return b"".join((_status_line(problem.status), *lines, b"connection: close\r\n\r\n", bytes(response.body)))
+
+
+def _status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int | None] | None:
+    """Return one end of a connection, as ASGI has it."""
+    found = transport.get_extra_info(name)
+    if isinstance(found, tuple):
+        return str(found[0]), int(found[1])
+    return (found, None) if found else None  # a Unix socket
+
+
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Return a request target's path, raw path and query. Raises an `HttpParserError` or a `UnicodeDecodeError`."""
+    if not url.startswith(b"/") or b"#" in url:
+        parsed = httptools.parse_url(url)
+        raw_path, query = parsed.path or b"/", parsed.query or b""
+    else:
+        raw_path, _, query = url.partition(b"?")
+    path = raw_path.decode("ascii")
+    return unquote(path) if "%" in path else path, raw_path, query
+
+
+_MALFORMED = Problem(
+    status=400,
+    type="malformed-request",
+    title="The request is not valid HTTP",
+    detail="This is not a valid HTTP/1.1 request.",
+)
+_TOO_MANY_CONNECTIONS = Problem(
+    status=503,
+    type="overloaded",
+    title="Too many connections",
+    detail="The service has as many connections as it accepts, and a request on each.",
+    headers={"Retry-After": "1"},
+)
+
+
+def _head_too_large(limit: int) -> Problem:
+    return Problem(
+        status=431,
+        type="head-too-large",
+        title="The request's head is too large",
+        detail=f"The request's line and headers have more than {limit:,} bytes, which is the limit.",
+    )
+
+
+def _trailers_too_large(limit: int) -> Problem:
+    return Problem(
+        status=431,
+        type="head-too-large",
+        title="The request's trailers are too large",
+        detail=f"The trailers or a chunk's extensions have more than {limit:,} bytes, which is the limit.",
+    )

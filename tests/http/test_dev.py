@@ -1,0 +1,131 @@
+"""The development routes: who may use them."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from pulsecart.app import create_app
+from pulsecart.settings import Settings
+from pulsecart.transports import MemoryTransport
+
+pytestmark = pytest.mark.anyio
+
+LISTED = ("shop.test", "172.16.0.0/12", "testclient", "testserver")
+
+
+async def answers(client: Any = ("127.0.0.1", 1), host: str = "localhost:8000", **headers: str) -> bool:
+    """Say whether /dev/messages answers a peer, and check the problem if it does not."""
+    app = create_app(Settings(transport="memory", dev_hosts=LISTED), transport=MemoryTransport())
+    asgi = httpx.ASGITransport(app, client=client)
+    async with httpx.AsyncClient(transport=asgi, base_url="http://localhost") as caller:
+        responses = [
+            await caller.request(method, "/dev/messages", headers={"Host": host, **headers})
+            for method in ("GET", "DELETE")
+        ]
+    if [response.status_code for response in responses] == [200, 204]:
+        return True
+    for response in responses:
+        document = response.json()
+        assert (response.status_code, document["type"], document["retryable"]) == (403, "forbidden-host", False)
+        assert response.headers["content-type"] == "application/problem+json"
+    return False
+
+
+@pytest.mark.parametrize(
+    ("peer", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("172.17.0.1", True),
+        ("testclient", True),
+        ("192.168.1.5", False),
+        ("2001:db8::1", False),
+    ],
+)
+async def test_only_loopback_and_listed_peers_are_answered(peer, allowed):
+    """A machine elsewhere in the network can neither read nor delete messages, whatever Host it sends."""
+    assert await answers(client=(peer, 1)) is allowed
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:8000", True),
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("[::1]", True),
+        ("shop.test:80", True),
+        ("172.17.0.2:8000", True),
+        ("testserver", True),
+        ("evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("evil.example:80@localhost", False),
+        ("0.0.0.0:8000", False),
+        ("::1", False),
+        ("[::1", False),
+        ("localhost:http", False),
+        ("localhost, evil.example", False),
+        ("", False),
+    ],
+)
+async def test_only_loopback_and_listed_hosts_are_answered(host, allowed):
+    """A page whose name was made to resolve to this machine (DNS rebinding) can neither read nor delete messages."""
+    assert await answers(host=host) is allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost:8000", True),
+        ("https://LOCALHOST:8000", True),
+        ("http://localhost:3000", False),
+        ("http://localhost", False),
+        ("http://evil.example", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+async def test_only_pages_of_the_same_origin_are_answered(origin, allowed):
+    """Pages of other origins are refused, those of other servers on this machine included."""
+    assert await answers(Origin=origin) is allowed
+
+
+@pytest.mark.parametrize(
+    ("server", "status"),
+    [(None, 200), (("/run/pulsecart.sock", None), 200), (("127.0.0.1", 8000), 403)],
+)
+async def test_peer_without_address_is_local_on_a_unix_socket_only(server, status):
+    """A Unix socket knows no peer address; a TCP connection without one was reset, and may be anyone's."""
+    app = create_app(Settings(transport="memory"))
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/dev/messages",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "client": None,
+        "server": server,
+    }
+    await app(scope, None, send)
+    assert sent[0]["status"] == status
+
+
+async def test_missing_or_repeated_host_is_refused():
+    """A request with no Host, or with two, is not answered."""
+    app = create_app(Settings(transport="memory"))
+    for hosts in ([], [(b"host", b"localhost"), (b"host", b"localhost")]):
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/dev/messages", "query_string": b"", "headers": hosts}
+        await app(scope, None, send)
+        assert sent[0]["status"] == 403
