@@ -1,5 +1,6 @@
 """The service as an ASGI application: wires settings, transport, core and HTTP."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             async with drain.on_signals():
                 yield
             event_log.flush()
+        await asyncio.to_thread(logs.flush)
 
     endpoint = Ingest(
         producer,

@@ -48,6 +48,7 @@ def serve(**options: str | None) -> None:
     Each option can also be set by the environment variable shown behind it, or in a file .env in
     the working directory. An option goes before the environment, and that before the file.
     """
+    _open_standard_streams()
     # Worker processes read the environment too, so the options are put there: one way for all.
     for setting in attrs.fields(Settings):
         if options[setting.name] is not None:
@@ -65,6 +66,13 @@ def serve(**options: str | None) -> None:
     logs.configure(settings.log_level, settings.project)
     structlog.get_logger("pulsecart").info(_banner(settings))
     run(settings)
+
+
+def _open_standard_streams() -> None:
+    """Open the null device where a standard stream is closed: the event loop or a socket would get its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -17,7 +18,7 @@ from starlette.applications import Starlette
 from pulsecart.app import create_app
 from pulsecart.http.protocol import ConnectionLimits, HttpProtocol
 from pulsecart.settings import Settings
-from pulsecart.telemetry.logs import standard_logging
+from pulsecart.telemetry import logs
 
 __all__ = ["application", "run"]
 
@@ -30,8 +31,9 @@ GRACE_SECONDS = 8
 
 def run(settings: Settings) -> None:
     """Serve until told to stop. Workers and application read the settings from the environment."""
+    logs.capture()
     # uvicorn, when it has stopped for a signal, sends itself that signal again. To have been stopped is no failure.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    signal.signal(signal.SIGTERM, _exit)
     _allow_open_files(settings.max_connections + OTHER_FILES)
     uvicorn.run(
         "pulsecart.server:application",
@@ -43,9 +45,14 @@ def run(settings: Settings) -> None:
         ws="none",
         access_log=False,
         server_header=False,
-        log_config=standard_logging(settings.log_level, settings.project),
+        log_config=logs.standard_logging(settings.log_level, settings.project),
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a further signal must not interrupt the exit
+    sys.exit(0)
 
 
 def _allow_open_files(count: int) -> None:
@@ -73,19 +80,23 @@ def _stop_with_supervisor() -> None:
 
 def application() -> Starlette:
     """Make the application, for a process that does nothing else."""
+    logs.capture()
     app = create_app()
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
     async def for_a_process(app: Starlette) -> AsyncIterator[Any]:
-        async with lifespan(app) as state:
-            _stop_with_supervisor()
-            # What start-up has loaded stays, and need not be looked through again and again for garbage: that
-            # stopped requests for tens of milliseconds. Measured: p99 under full load 78 ms before, 46 ms after.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(10_000, 20, 20)
-            yield state
+        try:
+            async with lifespan(app) as state:
+                _stop_with_supervisor()
+                # What start-up has loaded stays, and need not be looked through again and again for garbage: that
+                # stopped requests for tens of milliseconds. Measured: p99 under full load 78 ms before, 46 ms after.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(10_000, 20, 20)
+                yield state
+        finally:
+            logs.finish()  # a worker ends by a signal, which runs no exit handlers
 
     app.router.lifespan_context = for_a_process
     return app

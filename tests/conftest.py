@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from pulsecart.settings import Settings
+from pulsecart.telemetry import logs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +42,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request:
     for variable in ("K_SERVICE", "KUBERNETES_SERVICE_HOST", *telemetry):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _lines_are_written() -> Iterator[None]:
+    """Write a test's log lines before the next test, which may look at its own."""
+    yield
+    logs.flush()
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ class Served:
         self._process = process
         self._lines: list[str] = []
         self._listens = threading.Event()
+        self._reads = threading.Event()
+        self._reads.set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = ""
@@ -58,8 +60,16 @@ class Served:
     def wait(self) -> int:
         """Wait until it has ended, and return its exit status."""
         status = self._process.wait(STOP_SECONDS)
+        self.read_on()
         self._reader.join(STOP_SECONDS)
         return status
+
+    def pause_reading(self) -> None:
+        """Let what the service writes pile up in its pipe."""
+        self._reads.clear()
+
+    def read_on(self) -> None:
+        self._reads.set()
 
     def _read(self) -> None:
         assert self._process.stderr is not None
@@ -69,6 +79,7 @@ class Served:
                 self.url = found[1]
             if not self._listens.is_set() and self.url and "startup complete" in self.output:
                 self._listens.set()
+            self._reads.wait()
         self._listens.set()
 
 

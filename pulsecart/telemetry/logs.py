@@ -5,7 +5,9 @@ Python's own logging, come in the same form.
 """
 
 import asyncio
+import atexit
 import logging
+import os
 import sys
 import time
 import traceback
@@ -22,8 +24,22 @@ from structlog.typing import Processor
 
 from pulsecart.ids import trace_id_of
 from pulsecart.message import Receipt
+from pulsecart.telemetry.stderr import Writer
 
-__all__ = ["FLOOD_SECONDS", "EventLog", "Flood", "configure", "formatter", "standard_logging"]
+__all__ = [
+    "FLOOD_SECONDS",
+    "EventLog",
+    "Flood",
+    "Handler",
+    "capture",
+    "configure",
+    "finish",
+    "flush",
+    "formatter",
+    "standard_logging",
+]
+
+_log = logging.getLogger("pulsecart")
 
 FLOOD_SECONDS = 10.0
 """After the first line of a kind of failure, further ones are counted for so long, and the count is logged."""
@@ -59,16 +75,21 @@ def standard_logging(level: str, project: str) -> dict[str, Any]:
         "formatters": {"lines": {"()": "pulsecart.telemetry.logs.formatter", "project": project}},
         "filters": {"flood": {"()": "pulsecart.telemetry.logs.Flood"}},
         "handlers": {
-            "stderr": {
-                "class": "logging.StreamHandler",
-                "formatter": "lines",
-                "filters": ["flood"],
-                "stream": "ext://sys.stderr",
-            }
+            "stderr": {"class": "pulsecart.telemetry.logs.Handler", "formatter": "lines", "filters": ["flood"]},
         },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {name: {"level": level.upper()} for name in ("pulsecart", "uvicorn")},
     }
+
+
+def capture() -> None:
+    """Log what Python itself would write to the standard error: warnings, and exceptions that cannot be raised."""
+    logging.captureWarnings(capture=True)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    _log.error("%s: %r", found.err_msg or "Exception ignored in", found.object, exc_info=found.exc_value)
 
 
 class Flood(logging.Filter):
@@ -108,7 +129,9 @@ def formatter(project: str) -> structlog.stdlib.ProcessorFormatter:
 
 
 def _on_a_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+    with suppress(AttributeError, ValueError):  # there is no stream, or it is closed
+        return sys.stderr.isatty()
+    return False
 
 
 def _written(project: str, *, colored: bool) -> list[Processor]:
@@ -118,16 +141,49 @@ def _written(project: str, *, colored: bool) -> list[Processor]:
     return [structlog.processors.format_exc_info, _CloudLogging(project), _json]
 
 
+def _notice(dropped: int) -> str:
+    line: Any = {
+        "level": "warning",
+        "event": f"{dropped:,} log lines were dropped: the standard error could not be written to, or was not read",
+        "dropped": dropped,
+    }
+    for step in _written("", colored=_on_a_terminal()):
+        line = step(None, "warning", line)
+    return str(line)
+
+
+_stderr = Writer(_notice)
+flush = _stderr.flush
+finish = _stderr.finish
+atexit.register(finish)
+with suppress(AttributeError):  # Windows has no fork
+    os.register_at_fork(after_in_child=_stderr.reset)
+
+
+class Handler(logging.Handler):
+    """Queues the records of Python's own logging with the lines of events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record. One that cannot be formatted is an error in the log, not text on the standard error."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 (a record's arguments run any code)
+            text, place = "The log record of %s:%d could not be formatted", (record.pathname, record.lineno)
+            line = self.format(
+                logging.LogRecord(record.name, logging.ERROR, *place, text, place, exc_info=sys.exc_info())
+            )
+        _stderr.put(line)
+
+
 class _Stderr:
-    """Writes to what is the standard error at that moment: tests replace it."""
+    """What structlog hands its lines to."""
 
     def __init__(self, *_arguments: Any) -> None:
         pass
 
     def msg(self, line: str) -> None:
-        """Write one line, or lose it: where nobody reads or the disk is full, events are published all the same."""
-        with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(f"{line}\n")
+        """Queue one line."""
+        _stderr.put(line)
 
     debug = info = warning = error = critical = msg
 

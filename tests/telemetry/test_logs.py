@@ -4,9 +4,12 @@ import json
 import logging
 import os
 import pty
+import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -34,7 +37,12 @@ def _configured():
 @pytest.fixture
 def lines(capsys):
     """Return the lines written since the last call."""
-    return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+    def read():
+        assert logs.flush()
+        return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+    return read
 
 
 @asynccontextmanager
@@ -164,17 +172,23 @@ async def test_a_defect_is_logged_without_what_the_caller_wrote(lines, order_jso
     assert count["repeated"] == 2
 
 
-async def test_where_no_line_can_be_written_events_are_published_all_the_same(order_json, monkeypatch):
-    """A standard error that nobody reads, or a full disk, makes no event fail."""
+async def test_where_no_line_can_be_written_events_are_published(lines, order_json, monkeypatch):
+    """A full disk, or a standard error that is closed, fails no event; the lines are counted."""
 
     class Full(io.StringIO):
         def write(self, _text: str) -> int:
             raise OSError(28, "No space left on device")
 
     for stream in (Full(), None):
-        monkeypatch.setattr(sys, "stderr", stream)
-        async with posting(MemoryTransport()) as post:
-            assert (await post(order_json())).status_code == 202
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", stream)
+            async with posting(MemoryTransport()) as post:
+                assert (await post(order_json())).status_code == 202
+    async with posting(MemoryTransport()) as post:
+        assert (await post(order_json())).status_code == 202
+    published, count = lines()
+    assert published["message"] == "event published"
+    assert (count["severity"], count["dropped"]) == ("WARNING", 2)
 
 
 def test_a_flood_of_the_servers_own_warnings_is_counted(monkeypatch):
@@ -204,18 +218,34 @@ def test_a_level_of_another_librarys_own_is_no_fault():
     assert json.loads(logs.formatter("shop").format(record))["severity"] == "DEFAULT"
 
 
-async def test_a_traceback_of_the_servers_own_is_in_its_line():
-    """A line of Python's own logging has the same form, and the traceback in it."""
-    handler = logging.StreamHandler()
+@pytest.fixture
+def handler():
+    """Return the service's handler for Python's own logging."""
+    handler = logs.Handler()
     handler.setFormatter(logs.formatter("shop"))
+    return handler
+
+
+def test_a_traceback_of_the_servers_own_is_in_its_line(lines, handler):
+    """A line of Python's own logging has the same form, and the traceback in it."""
     try:
         _ = 1 / 0
     except ZeroDivisionError:
         record = logging.LogRecord("uvicorn.error", logging.ERROR, __file__, 1, "it %s", ("failed",), sys.exc_info())
-    line = json.loads(handler.format(record))
+    handler.handle(record)
+    (line,) = lines()
     assert (line["severity"], line["message"]) == ("ERROR", "it failed")
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_record_that_cannot_be_formatted_is_an_error_in_the_log(lines, handler):
+    """A library's faulty call is named, with its traceback, in a line like all others."""
+    handler.handle(logging.LogRecord("library", logging.INFO, "library.py", 7, "%d", ("one",), None))
+    (line,) = lines()
+    assert line["severity"] == "ERROR"
+    assert line["message"] == "The log record of library.py:7 could not be formatted"
+    assert "TypeError" in line["exception"]
 
 
 def test_every_line_of_the_service_is_json(tmp_path):
@@ -272,3 +302,192 @@ def test_on_a_terminal_lines_are_for_people(tmp_path):
     assert "\x1b[2J" not in line  # what the caller wrote does not steer the terminal
     assert "published" in line
     assert not line.startswith("{")
+
+
+@contextmanager
+def unread(*arguments, cwd, stderr, shell='exec "$@"', **environment):
+    """Run the service with a standard error that is not read, and return its process and address once it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pulsecart", "serve", "--port", str(port), *arguments]
+    environment = os.environ | environment
+    with subprocess.Popen(["sh", "-c", shell, "sh", *command], cwd=cwd, stderr=stderr, env=environment) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or answers(port))
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def post_many(url: str, body: bytes, count: int) -> None:
+    """Post this many events, a hundred at a time, and expect each to be published."""
+    request = (
+        b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    )
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    with socket.create_connection((host, port), timeout=30) as connection, connection.makefile("rb") as answers:
+        for _ in range(count // 100):
+            connection.sendall(request % (len(body), body) * 100)
+            for _ in range(100):
+                assert answers.readline() == b"HTTP/1.1 202 Accepted\r\n"
+                length = 0
+                while (header := answers.readline()) != b"\r\n":
+                    if header.lower().startswith(b"content-length:"):
+                        length = int(header.partition(b":")[2])
+                assert answers.read(length)
+
+
+def test_a_pipe_that_is_not_read_holds_nothing_up(tmp_path, order_json):
+    """Thousands of events and a probe are answered; when the pipe is read again, the dropped lines are counted."""
+    with serving(cwd=tmp_path) as served:
+        served.pause_reading()
+        post_many(served.url, order_json(), 12_000)
+        assert httpx.get(f"{served.url}/health").status_code == 200
+        served.read_on()
+        wait_until(lambda: "log lines were dropped" in served.output)
+        post_many(served.url, order_json(), 100)
+        assert served.stop() == 0
+    found = [json.loads(line) for line in served.output.splitlines()]
+    (count,) = [line for line in found if "dropped" in line]
+    published = [line for line in found if line["message"] == "event published"]
+    assert count["severity"] == "WARNING"
+    assert count["message"].startswith(f"{count['dropped']:,} log lines were dropped: ")
+    assert len(published) + count["dropped"] == 12_100
+    assert found.index(published[-100]) > found.index(count) > found.index(published[-101])
+
+
+@pytest.mark.parametrize(("workers", "signals"), [(1, 1), (1, 2), (2, 1)])
+def test_sigterm_ends_a_service_whose_log_is_not_read(tmp_path, workers, signals):
+    """With a pipe that was full from the start the service starts, and ends in time, also on repeated signals."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writes, bytes(4096))
+    os.set_blocking(writes, True)
+    options = ("--workers", str(workers), "--project", "shop", "--emulator-host", "127.0.0.1:1")
+    try:
+        with unread(*options, cwd=tmp_path, stderr=writes) as (process, _url):
+            start = time.monotonic()
+            process.terminate()
+            while signals > 1 and process.poll() is None:
+                time.sleep(0.01)
+                process.terminate()
+            assert process.wait(30) == 0
+            assert time.monotonic() - start < 10
+    finally:
+        os.close(reads)
+        os.close(writes)
+
+
+@pytest.mark.parametrize("fault", ["closed", "closed pipe", "full disk"])
+def test_where_lines_cannot_be_written_events_are_published(tmp_path, order_json, fault):
+    """Without a standard error, and with one that fails, the service starts, answers and ends well."""
+    reads, closed_pipe = os.pipe()
+    os.close(reads)
+    with os.fdopen(closed_pipe, "w"), Path("/dev/full").open("w") as full:
+        stderr = full if fault == "full disk" else closed_pipe
+        shell = 'exec "$@" 2>&-' if fault == "closed" else 'exec "$@"'
+        with unread(cwd=tmp_path, stderr=stderr, shell=shell) as (process, url):
+            post_many(url, order_json(), 1_000)
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+def test_the_last_lines_of_workers_are_written(tmp_path):
+    """Each worker's lines arrive to the last, though a worker ends by a signal."""
+    options = ("--workers", "2", "--project", "shop", "--emulator-host", "127.0.0.1:1")
+    with serving(*options, cwd=tmp_path) as served:
+        wait_until(lambda: served.output.count("startup complete") == 2)
+        assert served.stop() == 0
+    found = [json.loads(line)["message"] for line in served.output.splitlines()]
+    assert len([message for message in found if message.startswith("Finished server process")]) == 2
+
+
+def test_under_another_server_the_lines_of_events_are_written(tmp_path, order_json):
+    """A server that runs the application factory, and ends by a signal, loses no line of an event."""
+    command = [sys.executable, "-m", "uvicorn", "--factory", "pulsecart.app:create_app", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "Uvicorn running on " in line:
+                break
+        url = line.partition("Uvicorn running on ")[2].split()[0]
+        post_many(url, order_json(), 500)
+        process.terminate()
+        assert process.stderr.read().count('"message":"event published"') == 500
+
+
+def test_warnings_and_ignored_exceptions_are_lines_of_the_log(tmp_path):
+    """What Python itself would write to the standard error goes the way of all other lines."""
+    (tmp_path / "warehouse.py").write_text(NOISY_EVENTS)
+    event = {"event_type": "stock.counted", "user_id": "u", "payload": {}, "count": 3}
+    with serving(cwd=tmp_path, PULSECART_EVENTS="warehouse", PYTHONWARNINGS="default") as served:
+        assert httpx.post(f"{served.url}/events/ingest", json=event).status_code == 202
+        served.stop()
+    found = [json.loads(line) for line in served.output.splitlines()]
+    (warning,) = [line for line in found if "a warning" in line["message"]]
+    (ignored,) = [line for line in found if "Exception ignored in" in line["message"]]
+    assert (warning["severity"], ignored["severity"]) == ("WARNING", "ERROR")
+    assert ignored["exception"].endswith("ValueError: an error")
+
+
+NOISY_EVENTS = """
+import warnings
+from attrs import field, frozen
+from pulsecart import Event, event
+
+class Noisy:
+    def __del__(self):
+        raise ValueError("an error")
+
+def make_noise(_event, _field, _value):
+    warnings.warn("a warning")
+    Noisy()
+
+@event("stock.counted", topic="warehouse")
+@frozen(kw_only=True)
+class StockCounted(Event):
+    count: int = field(validator=make_noise)
+"""
+
+
+def test_a_forked_process_has_its_own_queue(tmp_path):
+    """After a fork each line is written once, by the process that logged it."""
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = [json.loads(line)["message"] for line in process.stderr.splitlines()]
+    assert sorted(found) == sorted([f"parent {n}" for n in range(200)] + ["child"])
+
+
+FORKING = """
+import os, sys, structlog
+from pulsecart.telemetry import logs
+logs.configure("info", "shop")
+log = structlog.get_logger()
+for number in range(200):
+    log.info(f"parent {number}")
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1])
+log.info("child")
+"""
