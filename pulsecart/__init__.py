@@ -30,7 +30,7 @@ from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message, Prepared, Receipt
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
-from pulsecart.ports import Clock, IdFactory, Transport
+from pulsecart.ports import Clock, IdFactory, Observer, Transport
 from pulsecart.producer import Producer
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "MessageRefused",
     "MessageTooLarge",
     "MissingEventType",
+    "Observer",
     "Ordering",
     "Overloaded",
     "Prepared",

@@ -4,25 +4,25 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
 from starlette.applications import Starlette
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pulsecart.errors import BrokerUnavailable, SettingsError
-from pulsecart.events import load_catalog
+from pulsecart.events import Catalog, load_catalog
 from pulsecart.http.body import Bodies
 from pulsecart.http.dev import messages
+from pulsecart.http.dispatch import Application
 from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
 from pulsecart.http.ingest import ROUTE, Ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
-from pulsecart.ports import Transport
+from pulsecart.ports import Inspectable, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
 from pulsecart.settings import Settings, load_settings
 from pulsecart.telemetry import export, logs
+from pulsecart.telemetry.observer import Telemetry
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
 
 __all__ = ["create_app"]
@@ -37,17 +37,13 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     of the one the settings name; it is opened and closed with the application.
     Raises `SettingsError` or `DefinitionError`.
     """
-    try:
-        settings = load_settings() if settings is None else settings
-        catalog = load_catalog(settings.events)
-        settings.require_topics(catalog.topics)
-    except SettingsError as error:
-        # A server that calls this factory shows a traceback, in which they are hard to find.
-        _log.error("the settings do not work: %s", "; ".join(error.problems))
-        raise
-    transport = _make_transport(settings) if transport is None else transport
+    settings, catalog = _load(settings)
     personal_data = settings.personal_data == "true"
-    producer = Producer(transport, catalog=catalog, ordering=settings.orderings, traces_keys=personal_data)
+    telemetry = Telemetry(traces_keys=personal_data)
+    admin: TopicAdmin | None = None
+    if transport is None:
+        transport, admin = _make_transport(settings, telemetry)
+    producer = Producer(transport, catalog=catalog, ordering=settings.orderings, observer=telemetry)
     if not structlog.is_configured():
         logs.configure(settings.log_level, settings.project)
     event_log = logs.EventLog(personal_data=personal_data)
@@ -59,11 +55,11 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with export.exporting(), transport:
+        async with export.exporting(telemetry.start), transport:
             try:
                 missing = await missing_topics()
-                if settings.environment == "dev" and isinstance(transport, EmulatorTransport):
-                    await transport.create_topics(missing)
+                if admin is not None:
+                    await admin.create_topics(missing)
                     missing = []
             except BrokerUnavailable as error:
                 # No reason not to start: it may come, callers get a 503 until then, and /readyz tells.
@@ -92,47 +88,44 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
         Route("/livez", alive),
         Route("/readyz", ready(missing_topics, drain)),
     ]
-    if settings.environment == "dev" and isinstance(transport, MemoryTransport):
+    if settings.environment == "dev" and isinstance(transport, Inspectable):
         routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
-    app = _App(endpoint, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    app = Application(
+        {("POST", ROUTE): endpoint}, telemetry, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
+    )
     app.router.redirect_slashes = False  # a redirected POST is a body sent twice; a 404 says where to send it
     return app
 
 
-class _App(Starlette):
-    """Starlette, that takes events straight to their endpoint: to route one is a tenth of what it costs.
-
-    The endpoint answers all errors itself. Where somebody has added middleware, or mounted the application below a
-    prefix, events are routed as all else is.
-    """
-
-    def __init__(self, endpoint: ASGIApp, **options: Any) -> None:
-        super().__init__(**options)
-        self._endpoint = endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "http"
-            and scope["path"] == ROUTE
-            and scope["method"] == "POST"
-            and not scope.get("root_path")
-            and not self.user_middleware
-        ):
-            await self._endpoint(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+def _load(settings: Settings | None) -> tuple[Settings, Catalog]:
+    try:
+        settings = load_settings() if settings is None else settings
+        catalog = load_catalog(settings.events)
+        settings.require_topics(catalog.topics)
+    except SettingsError as error:
+        # A server that calls this factory shows a traceback, in which they are hard to find.
+        _log.error("the settings do not work: %s", "; ".join(error.problems))
+        raise
+    return settings, catalog
 
 
-def _make_transport(settings: Settings) -> Transport:
+def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, TopicAdmin | None]:
+    """Return the transport that the settings name, and what creates its topics, if they are to be created."""
     match settings.transport:
         case "memory":
-            return MemoryTransport()
+            return MemoryTransport(), None
         case "emulator":
-            return EmulatorTransport(
+            creates_topics = settings.environment == "dev"
+            emulator = EmulatorTransport(
                 project=settings.project,
                 host=settings.emulator_host,
                 limits=settings.limits,
-                creates_topics=settings.environment == "dev",
+                creates_topics=creates_topics,
+                observer=observer,
             )
+            return emulator, emulator if creates_topics else None
         case _:
-            return PubSubTransport(project=settings.project, endpoint=settings.endpoint, limits=settings.limits)
+            pubsub = PubSubTransport(
+                project=settings.project, endpoint=settings.endpoint, limits=settings.limits, observer=observer
+            )
+            return pubsub, None

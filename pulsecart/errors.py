@@ -21,9 +21,13 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
 from attrs import frozen
+
+if TYPE_CHECKING:
+    from pulsecart.message import Message
 
 __all__ = [
     "BrokerRefused",
@@ -81,15 +85,22 @@ class SettingsError(PulsecartError):
 
 
 class EventError(PulsecartError):
-    """The event is at fault: sending the same again cannot succeed."""
+    """The event is at fault: sending the same again cannot succeed.
 
-    def __init__(self, detail: str, faults: Sequence[Fault] = ()) -> None:
+    `event_type` and `event_id` are what is known of the event and may be logged; `event_type` is empty unless it is one
+    of the catalog's.
+    """
+
+    topic = traceparent = ""
+
+    def __init__(
+        self, detail: str, faults: Sequence[Fault] = (), *, event_type: str = "", event_id: str | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.faults = tuple(faults)
-        self.event_type = self.topic = self.traceparent = ""
-        self.event_id: str | None = None
-        """What is known of the event and may stand in a log; the producer fills it in."""
+        self.event_type = event_type
+        self.event_id = event_id
 
     def __str__(self) -> str:
         return "\n".join([self.detail, *map(str, self.faults)])
@@ -114,33 +125,70 @@ class InvalidEvent(EventError):
 class MessageTooLarge(EventError):
     """The finished message is larger than `limit` bytes."""
 
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"The finished message has up to {size:,} bytes; the limit is {limit:,}.")
+    def __init__(self, message: "Message", size: int, limit: int) -> None:
+        super().__init__(
+            f"The finished message has up to {size:,} bytes; the limit is {limit:,}.",
+            event_type=message.attributes["event_type"],
+            event_id=message.attributes["event_id"],
+        )
+        self.topic = message.topic
         self.limit = limit
 
 
-class PublishError(PulsecartError):
-    """The event is sound, but was not published, or nobody can tell whether it was.
+class _Timed(msgspec.Struct):
+    timestamp: datetime
 
-    `event_id` and `timestamp` are those the event was to be published under: send them along when
-    trying again, so that consumers see a duplicate as one. A transport raises a new instance for
-    each message; the producer fills them in.
+
+class PublishError(PulsecartError):
+    """The event is valid, but was not published, or nobody can tell whether it was.
+
+    `event_id` and `timestamp` are those that the event was to be published under: send them along when trying again,
+    so that consumers see a duplicate as one.
 
     `detail` is shown to callers; `log_detail` is written to the log in its place, and may repeat what the broker said.
+    `error_type` says what happened in one word of few, for telemetry: the broker's gRPC status if there is one.
+    A transport raises a new instance for each message, and may leave `message` to the producer.
     """
 
     retryable = True
     retry_after: ClassVar[int] = 1
     """Seconds to wait before trying again."""
 
-    def __init__(self, detail: str, log_detail: str = "") -> None:
+    def __init__(
+        self, detail: str, log_detail: str = "", *, message: "Message | None" = None, error_type: str = ""
+    ) -> None:
         super().__init__(detail)
         self.log_detail = log_detail or detail
-        self.error_type = type(self).__name__
-        """What happened, in one word of few, for telemetry: the broker's gRPC status where there is one."""
-        self.event_type = self.topic = self.traceparent = ""
-        self.event_id: str | None = None
-        self.timestamp: datetime | None = None
+        self.error_type = error_type or type(self).__name__
+        self.message = message
+
+    @property
+    def event_id(self) -> str | None:
+        """The event's id; None if the error is not about one event."""
+        return self._attribute("event_id") or None
+
+    @property
+    def event_type(self) -> str:
+        """The event's type, or empty."""
+        return self._attribute("event_type")
+
+    @property
+    def topic(self) -> str:
+        """The event's topic, or empty."""
+        return self.message.topic if self.message else ""
+
+    @property
+    def traceparent(self) -> str:
+        """The trace context that the message carries, or empty."""
+        return self._attribute("traceparent")
+
+    @property
+    def timestamp(self) -> datetime | None:
+        """The event's time; None if the error is not about one event."""
+        return msgspec.json.decode(self.message.data, type=_Timed).timestamp if self.message else None
+
+    def _attribute(self, name: str) -> str:
+        return self.message.attributes.get(name, "") if self.message else ""
 
 
 class MessageRefused(PublishError):

@@ -1,11 +1,13 @@
 """What crosses the publish port, and what comes back."""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from attrs import frozen
 
-__all__ = ["MAX_MESSAGE_BYTES", "Message", "Prepared", "Receipt"]
+__all__ = ["MAX_MESSAGE_BYTES", "Message", "Prepared", "PublishedMessage", "Receipt"]
 
 MAX_MESSAGE_BYTES = 10_000_000
 """The most bytes one publish request may have (https://cloud.google.com/pubsub/quotas)."""
@@ -41,6 +43,17 @@ class Message:
             + _ATTRIBUTE_BYTES * len(self.attributes)
             + _ENVELOPE_BYTES
         )
+
+
+@frozen(kw_only=True)
+class PublishedMessage(Message):
+    """A message that was published, with its message id."""
+
+    message_id: str
+
+    def json(self, **options: Any) -> Any:
+        """Return the data, decoded. Options are those of `json.loads`, such as `parse_float=Decimal`."""
+        return json.loads(self.data, **options)
 
 
 @frozen(kw_only=True)

@@ -87,6 +87,12 @@ def describe(value: Any) -> str:
     return "a number"
 
 
+def id_of(fields: Mapping[str, Any]) -> str | None:
+    """Return the event id that decoded fields bring, if it is one."""
+    event_id = fields.get("event_id")
+    return event_id if isinstance(event_id, str) and len(event_id.encode()) <= MAX_ID_BYTES else None
+
+
 @frozen(kw_only=True)
 class Event:
     """What every event has. Extend it, and declare the subclass with `@event`."""

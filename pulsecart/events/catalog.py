@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
-from pulsecart.events.base import Event, declared, describe
+from pulsecart.events.base import Event, declared, describe, id_of
 from pulsecart.events.faults import MAX_FAULTS, nearest, shortened
 from pulsecart.events.structure import faults, prepare, structure
 
@@ -60,20 +60,20 @@ class Catalog:
         known = f"known are {', '.join(self._classes)}"
         # Without a class, only the fields that every event has can be judged.
         common = faults(fields, Event, unknown=False)
+        event_id = id_of(document)
         if "event_type" not in document:
             hint = nearest("event_type", islice(fields, MAX_FAULTS)) or f"; {known}"
             wrong = Fault("/event_type", "missing", f"is required, but missing{hint}")
-            raise MissingEventType("The body has no event_type.", [wrong, *common])
+            raise MissingEventType("The body has no event_type.", [wrong, *common], event_id=event_id)
         if type(event_type) is not str:
             wrong = Fault("/event_type", "wrong-type", f"expected a string, got {describe(event_type)}")
-            raise InvalidEvent("The event_type is not a string.", [wrong, *common])
+            raise InvalidEvent("The event_type is not a string.", [wrong, *common], event_id=event_id)
         if not event_type:
-            raise InvalidEvent(
-                "The event_type is empty.", [Fault("/event_type", "empty", f"is empty; {known}"), *common]
-            )
+            wrong = Fault("/event_type", "empty", f"is empty; {known}")
+            raise InvalidEvent("The event_type is empty.", [wrong, *common], event_id=event_id)
         hint = nearest(event_type, self._classes) or f"; {known}"
         wrong = Fault("/event_type", "unknown", f"{shortened(event_type)!r} is not in the catalog{hint}")
-        raise UnknownEventType(f"The event_type is not in the catalog{hint}", [wrong, *common])
+        raise UnknownEventType(f"The event_type is not in the catalog{hint}", [wrong, *common], event_id=event_id)
 
 
 def load_catalog(modules: Iterable[str] = ()) -> Catalog:

@@ -23,7 +23,7 @@ from cattrs.fns import identity
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
-from pulsecart.events.base import Event, FieldError, describe
+from pulsecart.events.base import Event, FieldError, describe, id_of
 from pulsecart.events.faults import MAX_FAULTS, below, nearest
 from pulsecart.events.lazy import JsonArray, JsonObject
 
@@ -47,7 +47,8 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
             if not isinstance(error, (ValueError, TypeError)):
                 raise
             found = [_refusal(error)]
-    raise InvalidEvent(f"The body is not a valid {cls.event_type!r} event.", found)
+    detail = f"The body is not a valid {cls.event_type!r} event."
+    raise InvalidEvent(detail, found, event_type=cls.event_type, event_id=id_of(fields))
 
 
 def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True) -> list[Fault]:

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pulsecart.http.problems import Problem
-from pulsecart.transports.memory import MemoryTransport, PublishedMessage
+from pulsecart.message import PublishedMessage
+from pulsecart.ports import Inspectable
 
 __all__ = ["messages"]
 
@@ -26,9 +27,7 @@ _FILTERS: dict[str, Callable[[PublishedMessage], Any]] = {
 }
 
 
-def messages(
-    transport: MemoryTransport, may_use_dev: Callable[[str], bool]
-) -> Callable[[Request], Awaitable[Response]]:
+def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint: GET lists the messages, newest last, and the query may filter them; DELETE forgets them.
 
     It answers only to hosts that may use it; see `Settings.may_use_dev`.

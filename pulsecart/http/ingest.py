@@ -12,7 +12,6 @@ from pulsecart.http.body import Bodies
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of
 from pulsecart.message import Prepared, Receipt
 from pulsecart.producer import Producer
-from pulsecart.telemetry import metrics, tracing
 from pulsecart.telemetry.logs import EventLog
 
 __all__ = ["ROUTE", "Ingest"]
@@ -20,7 +19,7 @@ __all__ = ["ROUTE", "Ingest"]
 
 ROUTE = "/events/ingest"
 
-_HEADERS = frozenset({b"content-type", b"content-encoding", b"content-length", b"traceparent"})
+_HEADERS = frozenset({b"content-type", b"content-encoding", b"content-length"})
 """Those that are looked at."""
 
 _Headers = dict[bytes, bytes]
@@ -40,31 +39,7 @@ class Ingest:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = perf_counter()
-        try:
-            response = await self._respond(scope, receive, started)
-        except Exception as error:  # noqa: BLE001 (of what observes: of a host's span processor, say)
-            response = self._defect(error, started)
-        await response(scope, receive, send)
-
-    async def _respond(self, scope: Scope, receive: Receive, started: float) -> Response:
-        """Return the answer to one request, and observe it."""
         headers = _headers(scope)
-        scheme = scope.get("scheme", "http")
-        span, context = tracing.start_request("POST", ROUTE, ROUTE, scheme, headers.get(b"traceparent", b""))
-        status = 500
-        try:
-            with tracing.within(context):
-                response = await self._ingest(headers, receive, started)
-            status = response.status_code
-        finally:
-            tracing.end_request(span, status)
-            metrics.request_ended("POST", ROUTE, scheme, status, perf_counter() - started)
-        if own_trace := tracing.traceparent(span.get_span_context()):
-            response.headers["traceresponse"] = own_trace
-        return response
-
-    async def _ingest(self, headers: _Headers, receive: Receive, started: float) -> Response:
-        """Publish the event of one request, and log how it ended."""
         try:
             _require_json(headers)
             body = await self._bodies.read(headers.get(b"content-length", b""), receive)
@@ -81,8 +56,10 @@ class Ingest:
             response = Response(status_code=400)  # nobody will read it
             self._log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
         except Exception as error:  # noqa: BLE001
-            response = self._defect(error, started)
-        return response
+            # Were it raised, the server would log it in full for each request.
+            response = DEFECT.response()
+            self._log.defect(error, DEFECT.type, perf_counter() - started)
+        await response(scope, receive, send)
 
     async def _publish(self, prepared: Prepared) -> Receipt:
         self._bodies.hold(prepared.size)
@@ -90,11 +67,6 @@ class Ingest:
             return await self._producer.publish(prepared)
         finally:
             self._bodies.release(prepared.size)
-
-    def _defect(self, error: Exception, started: float) -> Response:
-        """Log a defect, and return its answer. Were it raised, the server would log it in full for each request."""
-        self._log.defect(error, DEFECT.type, perf_counter() - started)
-        return DEFECT.response()
 
 
 def _headers(scope: Scope) -> _Headers:

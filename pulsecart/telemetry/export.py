@@ -44,9 +44,13 @@ _CONSOLE = {
 
 
 @asynccontextmanager
-async def exporting() -> AsyncIterator[None]:
-    """Export what happens in the block, and flush at its end, for `FLUSH_SECONDS` at most."""
+async def exporting(set_up: Callable[[], object]) -> AsyncIterator[None]:
+    """Export what happens in the block, and flush at its end, for `FLUSH_SECONDS` at most.
+
+    `set_up` is called when the providers have been set.
+    """
     flushes = await asyncio.to_thread(_set_up)  # it may ask where we run, and wait
+    set_up()
     try:
         yield
     finally:

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
-from typing import Protocol
 from weakref import WeakSet
 
-from attrs import frozen
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-__all__ = ["OTHER", "Load", "are_on", "event_ended", "request_ended", "send_ended", "watch"]
+from pulsecart.ports import Load, Loaded
+
+__all__ = ["OTHER", "are_on", "event_ended", "request_ended", "send_ended", "watch"]
 
 OTHER = "_OTHER"
 """In place of an event type that the catalog does not have (OpenTelemetry's own word for it)."""
@@ -64,27 +64,6 @@ def send_ended(topic: str, count: int, server: tuple[str, int], seconds: float, 
     _requests[topic, _size_class(count)] += 1
 
 
-@frozen
-class Load:
-    """What a transport holds at present."""
-
-    messages: int
-    bytes: int
-    waiting: int
-    """Messages that no request carries yet."""
-
-    oldest_age: float
-    """For how many seconds the oldest has waited; 0 where there is none."""
-
-
-class Loaded(Protocol):
-    """Something that can say what it holds, in another thread than the one that changes it."""
-
-    def load(self) -> Load:
-        """Say what is held."""
-        ...
-
-
 _loaded: WeakSet[Loaded] = WeakSet()
 
 
@@ -97,10 +76,11 @@ def watch(loaded: Loaded) -> None:
 def _request_attributes(method: str, route: str, scheme: str, status: int) -> Mapping[str, str | int]:
     attributes: dict[str, str | int] = {
         "http.request.method": method,
-        "http.route": route,
         "http.response.status_code": status,
         "url.scheme": scheme,
     }
+    if route:
+        attributes["http.route"] = route
     return attributes | ({"error.type": str(status)} if status >= 500 else {})
 
 

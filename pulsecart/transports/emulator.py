@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pulsecart.limits import Limits
+from pulsecart.ports import UNOBSERVED, Observer
 from pulsecart.transports.remote import RemoteTransport
 
 if TYPE_CHECKING:
@@ -21,11 +22,20 @@ class EmulatorTransport(RemoteTransport):
     creates it.
     """
 
-    def __init__(self, *, project: str, host: str, limits: Limits = _DEFAULT, creates_topics: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        project: str,
+        host: str,
+        limits: Limits = _DEFAULT,
+        creates_topics: bool = False,
+        observer: Observer = UNOBSERVED,
+    ) -> None:
         self._project = project
         self._host = host
         self._limits = limits
         self._creates_topics = creates_topics
+        self._observer = observer
 
     async def create_topics(self, topics: Iterable[str]) -> None:
         """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
@@ -41,4 +51,5 @@ class EmulatorTransport(RemoteTransport):
             address=self._host,
             limits=self._limits,
             creates_topics=self._creates_topics,
+            observer=self._observer,
         )

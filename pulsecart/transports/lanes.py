@@ -8,24 +8,37 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
-from attrs import Factory, define
-from opentelemetry.trace import Span
+from attrs import Factory, define, frozen
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, Overloaded, PublishError, TransportClosed
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message
-from pulsecart.telemetry.metrics import Load, watch
-from pulsecart.telemetry.tracing import recorded_span, turn_came
+from pulsecart.ports import UNOBSERVED, Load, Observer
 
-__all__ = ["Lanes", "Send"]
+__all__ = ["Failure", "Lanes", "Send"]
 
-Send = Callable[[str, str, Sequence[Message], Sequence[Span], float], Awaitable[Sequence[str]]]
-"""Sends messages of one topic and ordering key in one request, by a deadline in the loop's time, and returns their ids.
 
-The spans are those of the messages that are traced.
+@frozen
+class Failure:
+    """Why a request was not confirmed: `MessageRefused` if one of its messages is at fault, or another kind."""
 
-Raises `MessageRefused` where one of them is at fault, `BrokerRefused` or `BrokerUnavailable`.
+    kind: type[PublishError]
+    detail: str
+    log_detail: str = ""
+    error_type: str = ""
+
+    def error(self, message: Message) -> PublishError:
+        """Return the error of one message of the request."""
+        return self.kind(self.detail, self.log_detail, message=message, error_type=self.error_type)
+
+
+Send = Callable[[str, str, Sequence[Message], Sequence[Any], float], Awaitable[Sequence[str] | Failure]]
+"""Sends messages of one topic and ordering key in one request, by a deadline in the loop's time.
+
+The fourth argument is what `Observer.current` returned for those messages that are observed. Returns the message ids,
+one for each message, or why there are none.
 """
 
 UNORDERED_REQUESTS = 16
@@ -33,7 +46,7 @@ UNORDERED_REQUESTS = 16
 
 
 _DEFAULT = Batching()
-_ENDED = "the transport ended before the broker confirmed"
+_ENDED = Failure(BrokerUnavailable, "the transport ended before the broker confirmed")
 
 
 @define(eq=False)
@@ -44,7 +57,7 @@ class _Entry:
     size: int
     admitted: float
     confirmed: "asyncio.Future[str]"
-    span: Span | None
+    observed: Any
 
 
 @define(eq=False)
@@ -102,17 +115,18 @@ class _Lane:
 class Lanes:
     """Publishes messages through `send`, in order per topic and ordering key, within limits."""
 
-    def __init__(self, send: Send, limits: Limits, *, copies: int = 1) -> None:
+    def __init__(self, send: Send, limits: Limits, *, copies: int = 1, observer: Observer = UNOBSERVED) -> None:
         self._send = send
         self._limits = limits
         self._copies = copies
+        self._observer = observer
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._outstanding: dict[_Entry, None] = {}  # in the order of admission
         self._bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._loop = asyncio.get_running_loop()
-        watch(self)
+        observer.watch(self)
 
     def load(self) -> Load:
         """Say what is held; from any thread."""
@@ -135,7 +149,7 @@ class Lanes:
         Raises `TransportClosed` or `Overloaded`. It is no coroutine: each costs every message time.
         """
         if self._closed:
-            raise TransportClosed("the transport is closed")
+            raise TransportClosed("the transport is closed", message=message)
         size = message.size
         limits = self._limits
         count, held = len(self._outstanding), (self._bytes + size) * self._copies
@@ -143,10 +157,11 @@ class Lanes:
         if count >= limits.max_messages or (held > limits.max_bytes and count):
             raise Overloaded(
                 f"{count:,} messages of {self._bytes:,} bytes are in flight; "
-                f"the limits are {limits.max_messages:,} messages and {limits.max_bytes // self._copies:,} bytes"
+                f"the limits are {limits.max_messages:,} messages and {limits.max_bytes // self._copies:,} bytes",
+                message=message,
             )
         loop = self._loop
-        entry = _Entry(message, size, loop.time(), loop.create_future(), recorded_span())
+        entry = _Entry(message, size, loop.time(), loop.create_future(), self._observer.current())
         self._outstanding[entry] = None
         self._bytes += size
         address = (message.topic, message.ordering_key)
@@ -187,14 +202,12 @@ class Lanes:
                 if not self._closed:
                     await lane.linger()
                 batch = lane.take()
-                for entry in batch:
-                    if entry.span is not None:
-                        turn_came(entry.span, len(batch))
+                self._observer.waited(_observed(batch), len(batch))
                 await self._deliver(lane, batch)
         finally:
             lane.requests -= 1
             if not lane.requests:
-                self._fail(lane.take_all(), BrokerUnavailable(_ENDED))  # nothing, unless this task was ended
+                self._fail(lane.take_all(), _ENDED)  # nothing, unless this task was ended
                 del self._lanes[lane.topic, lane.key]
 
     async def _deliver(self, lane: _Lane, batch: list[_Entry]) -> None:
@@ -203,41 +216,40 @@ class Lanes:
         try:
             while parts:
                 part = parts[-1] = self._wanted(parts[-1])
-                if part and (error := await self._deliver_part(lane, part)):
-                    if isinstance(error, MessageRefused) and len(part) > 1:
+                if part and (failure := await self._deliver_part(lane, part)):
+                    if failure.kind is MessageRefused and len(part) > 1:
                         half = len(part) // 2
                         parts[-1:] = [part[half:], part[:half]]
                         continue
-                    self._fail(part, error)
-                    if not isinstance(error, MessageRefused):
+                    self._fail(part, failure)
+                    if failure.kind is not MessageRefused:
                         # To send what comes behind would be to overtake what has failed, should that be tried again.
-                        for behind in [*reversed(parts[:-1]), *self._waiting_behind(lane, error)]:
-                            self._fail(behind, error)
+                        for behind in [*reversed(parts[:-1]), *self._waiting_behind(lane, failure)]:
+                            self._fail(behind, failure)
                         return
                 parts.pop()
         except BaseException:
             for left in reversed(parts):
-                self._fail(left, BrokerUnavailable(_ENDED))
+                self._fail(left, _ENDED)
             raise
 
-    async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> PublishError | None:
-        """Send one request, and hand out the ids. Return why it failed, where it did."""
+    async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> Failure | None:
+        """Send one request, and hand out the ids. Return why it failed, if it did."""
         messages = [entry.message for entry in part]
-        spans = [entry.span for entry in part if entry.span is not None]
-        try:
-            ids = await self._send(lane.topic, lane.key, messages, spans, part[0].admitted + self._limits.deadline)
-        except PublishError as error:
-            return error
-        for entry, message_id in zip(part, ids, strict=True):
+        deadline = part[0].admitted + self._limits.deadline
+        sent = await self._send(lane.topic, lane.key, messages, _observed(part), deadline)
+        if isinstance(sent, Failure):
+            return sent
+        for entry, message_id in zip(part, sent, strict=True):
             self._release(entry)
             if not entry.confirmed.done():
                 entry.confirmed.set_result(message_id)
         return None
 
-    def _waiting_behind(self, lane: _Lane, error: PublishError) -> list[list[_Entry]]:
+    def _waiting_behind(self, lane: _Lane, failure: Failure) -> list[list[_Entry]]:
         """Take what waits in the lanes that share the fate: all of a topic that is refused, else this one."""
         lanes = [lane]
-        if isinstance(error, BrokerRefused):
+        if failure.kind is BrokerRefused:
             lanes = [other for other in self._lanes.values() if other.topic == lane.topic]
         return [other.take_all() for other in lanes]
 
@@ -251,15 +263,16 @@ class Lanes:
                 wanted.append(entry)
         return wanted
 
-    def _fail(self, entries: Iterable[_Entry], error: PublishError) -> None:
+    def _fail(self, entries: Iterable[_Entry], failure: Failure) -> None:
         for entry in entries:
             self._release(entry)
             if not entry.confirmed.done():
-                of_its_own = type(error)(*error.args)
-                of_its_own.log_detail = error.log_detail
-                of_its_own.error_type = error.error_type
-                entry.confirmed.set_exception(of_its_own)
+                entry.confirmed.set_exception(failure.error(entry.message))
 
     def _release(self, entry: _Entry) -> None:
         del self._outstanding[entry]
         self._bytes -= entry.size
+
+
+def _observed(entries: Iterable[_Entry]) -> list[Any]:
+    return [entry.observed for entry in entries if entry.observed is not None]

@@ -1,31 +1,17 @@
 """The in-memory fake: keeps what was published, for unit tests and for development."""
 
-import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
-
-from attrs import frozen
+from typing import Self
 
 from pulsecart.errors import TransportClosed
-from pulsecart.message import Message
+from pulsecart.message import Message, PublishedMessage
 from pulsecart.transports.turns import Turns
 
 __all__ = ["MemoryTransport", "PublishedMessage"]
 
 Handler = Callable[[Message], Awaitable[None]]
-
-
-@frozen(kw_only=True)
-class PublishedMessage(Message):
-    """A message that was published, with its message id."""
-
-    message_id: str
-
-    def json(self, **options: Any) -> Any:
-        """Return the data, decoded. Options are those of `json.loads`, such as `parse_float=Decimal`."""
-        return json.loads(self.data, **options)
 
 
 class MemoryTransport:

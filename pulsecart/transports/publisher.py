@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from importlib.metadata import version
-from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
@@ -17,13 +16,12 @@ from google.pubsub_v1 import PublisherAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 from google.pubsub_v1.types import PublishRequest, PublishResponse
 from grpc import StatusCode
-from opentelemetry.trace import Span
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
 from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
-from pulsecart.telemetry import metrics, tracing
-from pulsecart.transports.lanes import Lanes
+from pulsecart.ports import UNOBSERVED, Observer, Sending
+from pulsecart.transports.lanes import Failure, Lanes
 from pulsecart.transports.tokens import Tokens
 
 __all__ = ["Publisher", "insecure_channel", "secure_channel"]
@@ -95,8 +93,9 @@ def secure_channel(endpoint: str, roots: bytes | None) -> grpc.aio.Channel:
 
 
 class Publisher:
-    """Publishes to the topics of one project, and watches whether the broker can be reached.
+    """Publishes to the topics of one project.
 
+    Messages go through queues by key, which send requests; what comes of them tells whether the broker can be reached.
     The first of the channels is for asking, the others are for publishing.
     """
 
@@ -109,129 +108,130 @@ class Publisher:
         limits: Limits,
         tokens: Tokens | None = None,
         creates_topics: bool = False,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self._channels = channels
-        # The generated client, for all but publishing, has a channel of its own: it puts an interceptor into it, which,
-        # with the wrapping of messages, costs each call a tenth.
-        self._stubs: list[grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = [
-            channel.unary_unary(
-                "/google.pubsub.v1.Publisher/Publish",  # requests are bytes: see _request()
-                response_deserializer=_Response.FromString,
-            )
-            for channel in channels[1:]
-        ]
-        self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channels[0]))
         self._tokens = tokens
-        self._creates_topics = creates_topics
-        self._project = project
-        host, _, port = address.rpartition(":")
-        self._server = host.strip("[]"), int(port)
         self._deadline = limits.deadline
-        # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
-        self._attempt_timeout = limits.deadline / 2
-        self._lanes = Lanes(self._send, limits, copies=COPIES)
+        self._admin = _Admin(channels[0], project, tokens)
+        self._reachability = _Reachability(self._admin, channels[1:])
+        sender = _Sender(
+            channels[1:],
+            self._admin,
+            self._reachability,
+            address=address,
+            deadline=limits.deadline,
+            creates_topics=creates_topics,
+            observer=observer,
+        )
+        self._lanes = Lanes(sender.send, limits, copies=COPIES, observer=observer)
         self._loop = asyncio.get_running_loop()
-        self._away: BrokerUnavailable | None = None  # why the broker is known to be away, while it is
-        self._confirmed_at = self._loop.time()
-        self._probed_topic = "pulsecart-probe"  # to be told that it does not exist is an answer too
-        self._suspicion = asyncio.Event()
-        self._probing = asyncio.create_task(self._probe())
 
     def publish(self, message: Message) -> "asyncio.Future[str]":
         """Admit one message; see `Lanes.publish`."""
-        if self._away:
-            raise _because("the broker is away: ", self._away)
+        if away := self._reachability.away:
+            raise away.error(message)
         return self._lanes.publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that are missing; see `Transport.check`."""
         topics = list(topics)
-        self._probed_topic = topics[0] if topics else self._probed_topic
-        if self._away:
-            raise _because("the broker is away: ", self._away)
+        self._reachability.topic = topics[0] if topics else self._reachability.topic
+        if away := self._reachability.away:
+            raise BrokerUnavailable(away.detail, away.log_detail, error_type=away.error_type)
         if self._lanes.oldest is not None and (age := self._loop.time() - self._lanes.oldest) > self._deadline / 2:
             raise BrokerUnavailable(f"the oldest message has waited for {age:.1f} s")
         async with _answer(CHECK_SECONDS):
-            found = await asyncio.gather(*map(self._exists, topics))
+            found = await asyncio.gather(*map(self._admin.exists, topics))
         return [topic for topic, there in zip(topics, found, strict=True) if not there]
 
     async def create_topics(self, topics: Iterable[str]) -> None:
-        """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
-        async with _answer(CHECK_SECONDS):
-            for topic in topics:
-                with suppress(google.AlreadyExists):
-                    await self._client.create_topic(
-                        name=self._path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self._authorization()
-                    )
+        """Create topics. One that exists is left as it is. Raises `BrokerUnavailable`."""
+        await self._admin.create(topics)
 
     async def aclose(self) -> None:
-        """Refuse further messages, let those in flight end, for `DRAIN_SECONDS` at most, and close the channel."""
+        """Refuse further messages, let those in flight end, for `DRAIN_SECONDS` at most, and close the channels."""
         await self._lanes.drain(DRAIN_SECONDS)
-        self._probing.cancel()
-        await asyncio.gather(self._probing, return_exceptions=True)
+        await self._reachability.aclose()
         if self._tokens is not None:
             await self._tokens.aclose()
         for channel in self._channels:
             await channel.close()
 
-    async def _send(
-        self, topic: str, key: str, messages: Sequence[Message], creates: Sequence[Span], deadline: float
-    ) -> Sequence[str]:
-        """Send one request, and observe it; see `lanes.Send`."""
-        span = tracing.start_send(topic, len(messages), creates, self._server)
-        started = perf_counter()
-        error_type = ""
-        try:
-            return await self._send_until(deadline, topic, key, messages, span)
-        except BaseException as error:
-            error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
-            tracing.fail(span, error_type)
-            raise
-        finally:
-            span.end()
-            metrics.send_ended(topic, len(messages), self._server, perf_counter() - started, error_type)
 
-    async def _send_until(
-        self, deadline: float, topic: str, key: str, messages: Sequence[Message], span: Span
-    ) -> Sequence[str]:
-        """Send one request, again and again until it is confirmed or refused, or the deadline has come."""
-        path = self._path(topic)
-        routing = _routing(path)
-        # A key keeps to one channel; what has none takes any.
-        stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
-        started = self._loop.time()
-        backoff = FIRST_BACKOFF
-        failure: PublishError = BrokerUnavailable("no attempt was left")
-        missing = False
-        while (left := deadline - self._loop.time()) > 0:
-            try:
-                if missing:
-                    await self.create_topics([topic])
-                metadata = (routing, *self._authorization())
-                request = _request(path, key, messages)
-                response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
-            except BrokerUnavailable as error:
-                failure = error  # no token, or no topic; there may be one soon
-            except grpc.aio.AioRpcError as error:
-                failure = _failure(error, topic)
-                missing = self._creates_topics and error.code() is StatusCode.NOT_FOUND
-                if not missing and error.code() not in _PASSING:
-                    raise failure from None
-            else:
-                self._confirmed_at = self._loop.time()
-                if len(response.message_ids) != len(messages):
-                    count = len(response.message_ids)
-                    raise BrokerUnavailable(f"the broker returned {count} message ids for {len(messages)}")
-                return list(response.message_ids)
-            span.add_event("pulsecart.attempt_failed", {"error.type": failure.error_type})
-            await asyncio.sleep(min(random.uniform(0, backoff), max(0, deadline - self._loop.time())))  # noqa: S311
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
-        if self._confirmed_at < started:
-            self._suspicion.set()  # perhaps it is not this key alone: nothing at all was confirmed meanwhile
-        raise _because(f"the broker did not confirm within {self._deadline:g} s; last: ", failure)
+class _Admin:
+    """Asks for topics, and creates them.
+
+    The generated client has a channel of its own: it puts an interceptor into it, which, with the wrapping of messages,
+    costs each call a tenth.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, project: str, tokens: Tokens | None) -> None:
+        self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+        self._project = project
+        self._tokens = tokens
+
+    def authorization(self) -> tuple[tuple[str, str], ...]:
+        """Return the metadata that authorizes a call. Raises `BrokerUnavailable` if there is no valid token."""
+        return self._tokens.metadata if self._tokens else ()
+
+    def path(self, topic: str) -> str:
+        """Return the topic's full name."""
+        return f"projects/{self._project}/topics/{topic}"
+
+    async def exists(self, topic: str) -> bool:
+        """Return whether the broker has a topic, as far as may be looked."""
+        try:
+            await self._client.get_topic(
+                topic=self.path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self.authorization()
+            )
+        except google.NotFound:
+            return False
+        except google.PermissionDenied:
+            return True  # the broker answered; roles/pubsub.publisher may publish, but not look
+        return True
+
+    async def create(self, topics: Iterable[str]) -> None:
+        """Create topics that do not exist. Raises `BrokerUnavailable`."""
+        async with _answer(CHECK_SECONDS):
+            for topic in topics:
+                with suppress(google.AlreadyExists):
+                    await self._client.create_topic(
+                        name=self.path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self.authorization()
+                    )
+
+
+class _Reachability:
+    """Knows whether the broker is away: it asks again and again, to notice an outage and its end without traffic."""
+
+    def __init__(self, admin: _Admin, channels: Sequence[grpc.aio.Channel]) -> None:
+        self._admin = admin
+        self._channels = channels
+        self._loop = asyncio.get_running_loop()
+        self.away: Failure | None = None
+        """Why the broker is known to be away, while it is."""
+        self.confirmed_at = self._loop.time()
+        """When a request was last confirmed."""
+        self.topic = "pulsecart-probe"
+        """What is asked for. To be told that it does not exist is an answer too."""
+        self._suspicion = asyncio.Event()
+        self._probing = asyncio.create_task(self._probe())
+
+    def confirmed(self) -> None:
+        """Note that the broker has confirmed a request."""
+        self.confirmed_at = self._loop.time()
+
+    def unconfirmed(self, since: float) -> None:
+        """Note that a request begun at a time was not confirmed: ask at once, if nothing at all was confirmed since."""
+        if self.confirmed_at < since:
+            self._suspicion.set()
+
+    async def aclose(self) -> None:
+        """Stop asking."""
+        self._probing.cancel()
+        await asyncio.gather(self._probing, return_exceptions=True)
 
     async def _probe(self) -> None:
-        """Ask the broker for an answer, again and again, to notice an outage and its end without traffic."""
         misses = 0
         while True:
             with suppress(TimeoutError):
@@ -241,35 +241,109 @@ class Publisher:
             self._suspicion.clear()
             try:
                 async with _answer(PROBE_TIMEOUT):
-                    await self._exists(self._probed_topic)
-                    if self._away:
+                    await self._admin.exists(self.topic)
+                    if self.away:
                         # What publishes has connections of its own, and each may still wait before it tries again.
-                        await asyncio.gather(*(channel.channel_ready() for channel in self._channels[1:]))
+                        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
             except BrokerUnavailable as error:
                 misses += 1
                 # One answer may be lost; and what publishes is not away.
-                if misses > 1 and self._loop.time() - self._confirmed_at > PROBE_TIMEOUT:
-                    self._away = error
+                if misses > 1 and self._loop.time() - self.confirmed_at > PROBE_TIMEOUT:
+                    self.away = _because("the broker is away: ", _failure_of(error))
             else:
                 misses = 0
-                self._away = None
+                self.away = None
 
-    async def _exists(self, topic: str) -> bool:
-        try:
-            await self._client.get_topic(
-                topic=self._path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self._authorization()
+
+class _Sender:
+    """Sends requests, with retries, over some channels."""
+
+    def __init__(  # noqa: PLR0913 (what the publisher knows)
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        admin: _Admin,
+        reachability: _Reachability,
+        *,
+        address: str,
+        deadline: float,
+        creates_topics: bool,
+        observer: Observer,
+    ) -> None:
+        self._stubs: list[grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = [
+            channel.unary_unary(
+                "/google.pubsub.v1.Publisher/Publish",  # requests are bytes: see _request()
+                response_deserializer=_Response.FromString,
             )
-        except google.NotFound:
-            return False
-        except google.PermissionDenied:
-            return True  # the broker answered; roles/pubsub.publisher may publish, but not look
-        return True
+            for channel in channels
+        ]
+        self._admin = admin
+        self._reachability = reachability
+        host, _, port = address.rpartition(":")
+        self._server = host.strip("[]"), int(port)
+        self._deadline = deadline
+        # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
+        self._attempt_timeout = deadline / 2
+        self._creates_topics = creates_topics
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
 
-    def _authorization(self) -> tuple[tuple[str, str], ...]:
-        return self._tokens.metadata if self._tokens else ()
+    async def send(
+        self, topic: str, key: str, messages: Sequence[Message], observed: Sequence[Any], deadline: float
+    ) -> Sequence[str] | Failure:
+        """Send one request, again and again until it is confirmed or refused, or the deadline has come.
 
-    def _path(self, topic: str) -> str:
-        return f"projects/{self._project}/topics/{topic}"
+        See `lanes.Send`.
+        """
+        sending = self._observer.sending(topic, len(messages), observed, self._server)
+        error_type = "CancelledError"
+        try:
+            sent = await self._send(topic, key, messages, sending, deadline)
+            error_type = sent.error_type if isinstance(sent, Failure) else ""
+        finally:
+            sending.ended(error_type)
+        return sent
+
+    async def _send(
+        self, topic: str, key: str, messages: Sequence[Message], sending: Sending, deadline: float
+    ) -> Sequence[str] | Failure:
+        path = self._admin.path(topic)
+        routing = _routing(path)
+        # A key keeps to one channel; what has none takes any.
+        stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
+        started = self._loop.time()
+        backoff = FIRST_BACKOFF
+        failure = None
+        missing = False
+        while (left := deadline - self._loop.time()) > 0:
+            try:
+                if missing:
+                    await self._admin.create([topic])
+                metadata = (routing, *self._admin.authorization())
+                request = _request(path, key, messages)
+                response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
+            except BrokerUnavailable as error:
+                failure = _failure_of(error)  # no token, or no topic; there may be one soon
+            except grpc.aio.AioRpcError as error:
+                failure = _failure(error, topic)
+                missing = self._creates_topics and error.code() is StatusCode.NOT_FOUND
+                if not missing and error.code() not in _PASSING:
+                    return failure
+            else:
+                self._reachability.confirmed()
+                if len(response.message_ids) != len(messages):
+                    count = len(response.message_ids)
+                    return Failure(
+                        BrokerUnavailable,
+                        f"the broker returned {count} message ids for {len(messages)}",
+                        error_type="BrokerUnavailable",
+                    )
+                return list(response.message_ids)
+            sending.attempt_failed(failure.error_type)
+            await asyncio.sleep(min(random.uniform(0, backoff), max(0, deadline - self._loop.time())))  # noqa: S311
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+        self._reachability.unconfirmed(started)
+        last = failure or Failure(BrokerUnavailable, "no attempt was left", error_type="BrokerUnavailable")
+        return _because(f"the broker did not confirm within {self._deadline:g} s; last: ", last)
 
 
 def _request(path: str, key: str, messages: Sequence[Message]) -> bytes:
@@ -284,19 +358,21 @@ def _request(path: str, key: str, messages: Sequence[Message]) -> bytes:
     return serialized
 
 
-def _failure(error: grpc.aio.AioRpcError, topic: str) -> PublishError:
+def _failure(error: grpc.aio.AioRpcError, topic: str) -> Failure:
     """Say in our words why a call failed."""
     status = error.code()
     kind, text = _REFUSALS.get(status, _OTHER_FAILURE)
-    failure = kind(f"{text.format(topic)} ({status.name})", f"topic {topic}: {status.name}: {error.details()}")
-    failure.error_type = status.name
-    return failure
+    log_detail = f"topic {topic}: {status.name}: {error.details()}"
+    return Failure(kind, f"{text.format(topic)} ({status.name})", log_detail, status.name)
 
 
-def _because(text: str, cause: PublishError) -> BrokerUnavailable:
-    error = BrokerUnavailable(f"{text}{cause}", f"{text}{cause.log_detail}")
-    error.error_type = cause.error_type
-    return error
+def _failure_of(error: BrokerUnavailable) -> Failure:
+    return Failure(BrokerUnavailable, str(error), error.log_detail, error.error_type)
+
+
+def _because(text: str, cause: Failure) -> Failure:
+    log_detail = f"{text}{cause.log_detail or cause.detail}"
+    return Failure(BrokerUnavailable, f"{text}{cause.detail}", log_detail, cause.error_type)
 
 
 @cache

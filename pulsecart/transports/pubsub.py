@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Limits
+from pulsecart.ports import UNOBSERVED, Observer
 from pulsecart.transports.remote import RemoteTransport
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class PubSubTransport(RemoteTransport):
     `roots` are the certificates to trust, as PEM, in place of gRPC's own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a caller may set)
         self,
         *,
         project: str,
@@ -56,12 +57,14 @@ class PubSubTransport(RemoteTransport):
         credentials: "Credentials | None" = None,
         roots: bytes | None = None,
         limits: Limits = _DEFAULT,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self._project = project
         self._endpoint = endpoint
         self._credentials = credentials
         self._roots = roots
         self._limits = limits
+        self._observer = observer
 
     async def _connect(self) -> "Publisher":
         from pulsecart.transports.publisher import Publisher, secure_channel
@@ -73,4 +76,11 @@ class PubSubTransport(RemoteTransport):
         tokens = Tokens(credentials)
         await tokens.open()
         channels = [secure_channel(self._endpoint, self._roots) for _ in range(1 + CHANNELS)]
-        return Publisher(channels, project=self._project, address=self._endpoint, limits=self._limits, tokens=tokens)
+        return Publisher(
+            channels,
+            project=self._project,
+            address=self._endpoint,
+            limits=self._limits,
+            tokens=tokens,
+            observer=self._observer,
+        )

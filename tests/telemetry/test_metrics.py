@@ -13,7 +13,7 @@ from pulsecart import Batching, BrokerUnavailable, EventError, InvalidEvent, Lim
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.settings import Settings
-from pulsecart.telemetry import metrics
+from pulsecart.telemetry import Telemetry, metrics
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server
 from tests.transports.contract import message
@@ -82,7 +82,7 @@ async def test_events_are_counted_by_type_and_outcome(grown, order_json):
         if outage := outages.pop(0):
             raise outage
 
-    producer = Producer(MemoryTransport(handler))
+    producer = Producer(MemoryTransport(handler), observer=Telemetry())
     await producer.ingest(order_json())
     bodies = [order_json(), order_json(user_id=""), *(order_json(event_type=f"made.up{n}") for n in range(3)), b"{"]
     for body in bodies:
@@ -107,7 +107,7 @@ async def test_events_are_counted_by_type_and_outcome(grown, order_json):
 async def test_a_defect_is_counted_as_a_failure(grown, order_json):
     """What is neither the caller's fault nor the broker's counts too, by the kind of error."""
     grown("pulsecart.events")
-    producer = Producer(MemoryTransport(), clock=lambda: 1 / 0)
+    producer = Producer(MemoryTransport(), observer=Telemetry(), clock=lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await producer.ingest(order_json())
     labels = {"cloudevents.event_type": "order.placed", "pulsecart.outcome": "failed"}
@@ -121,7 +121,7 @@ async def test_requests_to_the_broker_are_counted_and_timed(grown, read):
     limits = Limits(deadline=5, batching={TOPIC: Batching(max_messages=20, max_latency=0.5)})
     async with (
         strict_server([TOPIC]) as server,
-        EmulatorTransport(project="test", host=server.host, limits=limits) as transport,
+        EmulatorTransport(project="test", host=server.host, limits=limits, observer=Telemetry()) as transport,
     ):
         await asyncio.gather(*(transport.publish(message(n, "user", TOPIC)) for n in range(20)))
         server.script.append(grpc.StatusCode.PERMISSION_DENIED)
@@ -180,7 +180,10 @@ async def test_what_is_in_flight_can_be_seen(read):
         return point.value
 
     gate = asyncio.Event()
-    async with strict_server([TOPIC]) as server, EmulatorTransport(project="test", host=server.host) as transport:
+    async with (
+        strict_server([TOPIC]) as server,
+        EmulatorTransport(project="test", host=server.host, observer=Telemetry()) as transport,
+    ):
         server.script.append(gate)
         calls = [message(n, "user", TOPIC) for n in range(3)]
         tasks = [asyncio.create_task(transport.publish(calls[0]))]

@@ -1,0 +1,111 @@
+"""The one way to an endpoint: a table of the routes that events take, before the router for all others.
+
+An application made by Starlette alone would route an event through two exception layers and a list of patterns, which
+costs more than to publish it to memory. Middleware, a mount below a prefix and plain use all lead here.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger("pulsecart.http")
+
+__all__ = ["Application", "RequestObservation", "RequestObserver", "path_of"]
+
+
+class RequestObservation(Protocol):
+    """Observes one HTTP request until it is answered."""
+
+    @property
+    def traceresponse(self) -> str:
+        """The trace context of the request, for the answer's header of that name; or empty."""
+        ...
+
+    def ended(self, status: int) -> None:
+        """Observe the answer."""
+        ...
+
+
+class RequestObserver(Protocol):
+    """Watches HTTP requests."""
+
+    def request(self, scope: Any, route: str, *, traced: bool) -> RequestObservation | None:
+        """Observe a request for a route (empty if there is none for its path), in the task that answers it.
+
+        `traced` says whether it is worth a span. Returns None if nobody wants to know.
+        """
+        ...
+
+
+class Application(Starlette):
+    """A Starlette application with a table of hot routes, by method and path. Middleware may be added to it as usual.
+
+    Endpoints of the table are ASGI applications that answer all their errors themselves.
+    """
+
+    def __init__(self, hot: Mapping[tuple[str, str], ASGIApp], observer: RequestObserver, **options: Any) -> None:
+        super().__init__(**options)
+        self._hot = hot
+        self._observer = observer
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put the dispatcher between added middleware and Starlette's own layers."""
+        added, self.user_middleware = self.user_middleware, []
+        app: ASGIApp = _Dispatcher(self._hot, super().build_middleware_stack(), self.router, self._observer)
+        self.user_middleware = added
+        for middleware in reversed(added):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return app
+
+
+def path_of(scope: Scope) -> str:
+    """Return a request's path below the prefix that the application is mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
+class _Dispatcher:
+    def __init__(
+        self, hot: Mapping[tuple[str, str], ASGIApp], rest: ASGIApp, router: Router, observer: RequestObserver
+    ) -> None:
+        self._hot = hot
+        self._rest = rest
+        self._routes = frozenset(route.path for route in router.routes if isinstance(route, Route))
+        self._observer = observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        path = path_of(scope)
+        endpoint = self._hot.get((scope["method"], path))
+        observed = self._observer.request(scope, path if path in self._routes else "", traced=endpoint is not None)
+        if observed is None:
+            await (endpoint or self._rest)(scope, receive, send)
+        else:
+            await _observe(observed, endpoint or self._rest, scope, receive, send)
+
+
+async def _observe(observed: RequestObservation, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    status = 500
+
+    async def send_observed(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            if trace := observed.traceresponse:
+                message["headers"] = [*message.get("headers", ()), (b"traceresponse", trace.encode())]
+        await send(message)
+
+    try:
+        await app(scope, receive, send_observed)
+    finally:
+        try:
+            observed.ended(status)
+        except Exception:  # noqa: BLE001 (of a host's span processor, say)
+            _log.exception("Telemetry raised an exception")

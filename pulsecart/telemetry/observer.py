@@ -1,0 +1,147 @@
+"""The observer that reports to OpenTelemetry: events, requests to the broker, and HTTP requests."""
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Span
+
+from pulsecart.errors import EventError, MessageRefused, PublishError
+from pulsecart.message import Prepared
+from pulsecart.ports import Loaded, Publishing, Sending, Unobserved
+from pulsecart.telemetry import metrics, tracing
+
+__all__ = ["Telemetry"]
+
+
+class Telemetry(Unobserved):
+    """Observes for the providers of this process: `Producer(transport, observer=Telemetry())`.
+
+    A provider has to be set before; where one is set later, `start` begins to observe. With `traces_keys` the ordering
+    key, which may be personal data, is an attribute of an event's span.
+    """
+
+    def __init__(self, *, traces_keys: bool = False) -> None:
+        self._traces_keys = traces_keys
+        self.start()
+
+    def request(self, scope: Any, route: str, *, traced: bool) -> "_Request | None":  # noqa: ARG002
+        """Observe an HTTP request: not before `start`."""
+        return None
+
+    def start(self) -> None:
+        """Begin to observe, if a TracerProvider or a MeterProvider has been set."""
+        if tracing.is_on() or metrics.are_on():
+            active = _Active(traces_keys=self._traces_keys)
+            for name in ("rejected", "publishing", "current", "waited", "sending", "watch", "request"):
+                setattr(self, name, getattr(active, name))  # a call goes there directly
+
+
+class _Active:
+    """The observer while something is to be observed."""
+
+    def __init__(self, *, traces_keys: bool) -> None:
+        self._traces_keys = traces_keys
+
+    def rejected(self, event_type: str, error: Exception) -> None:
+        _count(event_type or metrics.OTHER, error)
+
+    def publishing(self, event: Prepared) -> Publishing:
+        span = tracing.start_create(event, event.message.ordering_key if self._traces_keys else "")
+        return _Publishing(event.event_type, span)
+
+    def current(self) -> Span | None:
+        return tracing.recorded_span()
+
+    def waited(self, events: Sequence[Span], count: int) -> None:
+        for span in events:
+            tracing.turn_came(span, count)
+
+    def sending(self, topic: str, count: int, events: Sequence[Span], server: tuple[str, int]) -> Sending:
+        return _Sending(topic, count, server, tracing.start_send(topic, count, events, server))
+
+    def watch(self, loaded: Loaded) -> None:
+        metrics.watch(loaded)
+
+    def request(self, scope: Any, route: str, *, traced: bool) -> "_Request":
+        return _Request(scope, route, traced=traced)
+
+
+class _Publishing:
+    def __init__(self, event_type: str, span: Span) -> None:
+        self._event_type = event_type
+        self._span = span
+        self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
+        self._token = None if span is INVALID_SPAN else contexts.attach(trace.set_span_in_context(span))
+
+    def published(self, message_id: str) -> None:
+        metrics.event_ended(self._event_type, "published")
+        self._span.set_attribute("messaging.message.id", message_id)
+        self._end()
+
+    def failed(self, error: BaseException) -> None:
+        tracing.fail(self._span, _count(self._event_type, error))
+        self._end()
+
+    def _end(self) -> None:
+        if self._token is not None:
+            contexts.detach(self._token)
+        self._span.end()
+
+
+class _Sending:
+    def __init__(self, topic: str, count: int, server: tuple[str, int], span: Span) -> None:
+        self._topic = topic
+        self._count = count
+        self._server = server
+        self._span = span
+        self._started = perf_counter()
+
+    def attempt_failed(self, error_type: str) -> None:
+        self._span.add_event("pulsecart.attempt_failed", {"error.type": error_type})
+
+    def ended(self, error_type: str) -> None:
+        if error_type:
+            tracing.fail(self._span, error_type)
+        self._span.end()
+        metrics.send_ended(self._topic, self._count, self._server, perf_counter() - self._started, error_type)
+
+
+class _Request:
+    """An HTTP request. Health checks and the like are measured, but are no spans."""
+
+    def __init__(self, scope: Any, route: str, *, traced: bool) -> None:
+        self._started = perf_counter()
+        self._method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        self._route = route
+        self._scheme = scope.get("scheme", "http")
+        self._span: Span = INVALID_SPAN
+        context = None
+        if traced:
+            # Lines of one name count together (RFC 9110, section 5.2), and two contexts are none.
+            parent = b", ".join(value for name, value in scope["headers"] if name == b"traceparent")
+            self._span, context = tracing.start_request(self._method, scope["path"], route, self._scheme, parent)
+        self.traceresponse = tracing.traceparent(self._span.get_span_context())
+        self._token = None if context is None else contexts.attach(context)
+
+    def ended(self, status: int) -> None:
+        if self._token is not None:
+            contexts.detach(self._token)
+        tracing.end_request(self._span, status)
+        metrics.request_ended(self._method, self._route, self._scheme, status, perf_counter() - self._started)
+
+
+_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+
+
+def _count(event_type: str, error: BaseException) -> str:
+    """Count an event that was not published, by whose fault it was, and return what went wrong, in one word of few."""
+    error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
+    if isinstance(error, (EventError, MessageRefused)):
+        outcome = "refused"
+    else:
+        outcome = "failed" if isinstance(error, Exception) else "abandoned"
+    metrics.event_ended(event_type, outcome, error_type)
+    return error_type
