@@ -1,11 +1,12 @@
 """The emulator transport: its contract on the strict server and on the real emulator, and its faults."""
 
 import asyncio
+import gc
 import os
 import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from pulsecart import (
     Overloaded,
     TransportClosed,
 )
+from pulsecart.ports import Load, Unobserved
 from pulsecart.transports import EmulatorTransport
 from pulsecart.transports.publisher import COPIES, Publisher, insecure_channel
 from tests.strict_server import StrictServer, strict_server
@@ -410,14 +412,59 @@ async def test_a_caller_that_gives_up_does_not_harm_its_neighbours(server, trans
     assert [m.data for m in server.messages] == [message(n).data for n in (0, 2, 3)]
 
 
-async def test_no_trace_of_a_key_stays(server, transport):
-    """After a message is confirmed or failed, nothing is kept of its key."""
-    server.script.append(grpc.StatusCode.INVALID_ARGUMENT)
-    calls = (transport.publish(message(1, f"user-{n}")) for n in range(200))
-    await asyncio.gather(*calls, return_exceptions=True)
-    await asyncio.sleep(0)
-    lanes = transport._publisher._lanes
-    assert (lanes._lanes, lanes._outstanding, lanes._bytes, lanes._tasks) == ({}, {}, 0, set())
+class Watching(Unobserved):
+    """Keeps what it is told to watch."""
+
+    def __init__(self) -> None:
+        self.watched = []
+
+    def watch(self, loaded):
+        self.watched.append(loaded)
+
+
+async def test_no_trace_of_a_key_stays(server):
+    """After a message is confirmed or failed, nothing is counted, and no memory kept for its key."""
+    observer = Watching()
+    async with EmulatorTransport(project="test", host=server.host, observer=observer) as transport:
+        (loaded,) = observer.watched
+
+        async def publish_for(users: range) -> None:
+            calls = (transport.publish(message(1, f"user-{n}")) for n in users)
+            await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(0)
+            gc.collect()
+
+        server.script.append(grpc.StatusCode.INVALID_ARGUMENT)
+        await publish_for(range(200))
+        assert loaded.load() == Load(messages=0, bytes=0, waiting=0, oldest_age=0.0)
+        server.requests.clear()
+        server.confirmed.clear()
+        before = len(gc.get_objects())
+        await publish_for(range(200, 600))
+        assert loaded.load().messages == 0
+        assert len(gc.get_objects()) - before < 400 * 20  # the test's server keeps what it got
+
+
+async def away(transport) -> BrokerUnavailable:
+    """Wait until the broker is known to be away, and return what a check says."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await transport.check([])
+            except BrokerUnavailable as error:
+                if "is away" in str(error):
+                    return error
+            await asyncio.sleep(0.02)
+
+
+async def back(transport) -> None:
+    """Wait until the broker is known to be back."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(BrokerUnavailable):
+                await transport.check([])
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(monkeypatch):
@@ -430,18 +477,15 @@ async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(m
             await serving.aclose()
             with pytest.raises(BrokerUnavailable):
                 await transport.publish(message(2))
-            async with asyncio.timeout(20):
-                while not transport._publisher._away:
-                    await asyncio.sleep(0.02)
+            await away(transport)
             clock = asyncio.get_running_loop().time
             for ask in (lambda: transport.publish(message(3)), lambda: transport.check(TOPICS)):
                 start = clock()
                 with pytest.raises(BrokerUnavailable, match="is away"):
                     await ask()
                 assert clock() - start < 0.1
-            async with strict_server(TOPICS, port=int(host.rpartition(":")[2])), asyncio.timeout(20):
-                while transport._publisher._away:
-                    await asyncio.sleep(0.02)
+            async with strict_server(TOPICS, port=int(host.rpartition(":")[2])):
+                await back(transport)
                 assert await transport.publish(message(4))
 
 
@@ -459,14 +503,13 @@ async def test_it_comes_back_only_with_the_connections_that_publish(monkeypatch)
     )
     try:
         async with asyncio.timeout(30):
-            while not publisher._away:
-                await asyncio.sleep(0.02)
+            await away(publisher)
             async with strict_server(TOPICS, port=ports[0]):
-                while "did not answer" not in str(publisher._away):  # the probe was answered, and then waited in vain
+                # The probe was answered, and then waited in vain.
+                while "within 0.5 s" not in str(await away(publisher)):
                     await asyncio.sleep(0.02)
                 async with strict_server(TOPICS, port=ports[1]):
-                    while publisher._away:
-                        await asyncio.sleep(0.02)
+                    await back(publisher)
                     assert await publisher.publish(message(1))
     finally:
         await publisher.aclose()
@@ -482,7 +525,7 @@ async def test_one_key_that_hangs_is_no_outage(server, transport):
     server.script.append(hanging)  # for the second attempt
     with pytest.raises(BrokerUnavailable, match="did not confirm"):
         await failing
-    assert not transport._publisher._suspicion.is_set()
+    assert await transport.check([]) == []
     assert await transport.publish(message(3, "hangs"))
 
 
@@ -493,9 +536,7 @@ async def test_an_outage_is_noticed_without_traffic(monkeypatch):
     async with strict_server(TOPICS) as server, EmulatorTransport(project="test", host=server.host) as transport:
         assert await transport.check(TOPICS) == []
         server.look_up = asyncio.Event()  # it hangs
-        async with asyncio.timeout(20):
-            while not transport._publisher._away:
-                await asyncio.sleep(0.02)
+        await away(transport)
         with pytest.raises(BrokerUnavailable, match="away"):
             await transport.publish(message(1))
         server.look_up.set()

@@ -4,7 +4,7 @@ import contextvars
 import pytest
 
 from pulsecart import Batching, BrokerUnavailable, Limits, MessageRefused, TransportClosed
-from pulsecart.transports.lanes import Lanes
+from pulsecart.transports.lanes import Failure, Lanes
 from tests.transports.contract import TOPICS, message
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ async def test_a_caller_that_gives_up_while_all_else_fails():
     async def refuse(_topic, _key, _messages, _spans, _deadline):
         entered.set()
         await gate.wait()
-        raise BrokerUnavailable("test")
+        return Failure(BrokerUnavailable, "test")
 
     lanes = Lanes(refuse, Limits())
     tasks = [asyncio.ensure_future(lanes.publish(message(n))) for n in range(3)]
@@ -69,7 +69,9 @@ async def test_what_was_confirmed_before_a_defect_stays_confirmed():
         sent.append(len(messages))
         if len(messages) == 1:
             return ["0"]
-        raise MessageRefused("test") if len(messages) == 3 else ZeroDivisionError("a defect")
+        if len(messages) == 3:
+            return Failure(MessageRefused, "test")
+        raise ZeroDivisionError("a defect")
 
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     lanes = Lanes(send, Limits())
@@ -115,11 +117,10 @@ async def test_draining_does_not_wait_for_others_to_come():
 async def test_ending_the_lanes_leaves_no_caller_waiting():
     """Whatever a task is doing when it is ended, even waiting for others to come, its callers are told."""
     lanes = Lanes(lambda *_: None, Limits(deadline=20, batching={TOPICS[0]: Batching(max_latency=10)}))
-    publishing = asyncio.ensure_future(lanes.publish(message(1)))
-    while not lanes._tasks:
-        await asyncio.sleep(0)
+    before = asyncio.all_tasks()
+    publishing = lanes.publish(message(1))
     await asyncio.sleep(0)
-    for task in lanes._tasks:
+    for task in asyncio.all_tasks() - before:
         task.cancel()
     with pytest.raises(BrokerUnavailable, match="ended before"):
         await publishing
