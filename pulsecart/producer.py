@@ -122,8 +122,7 @@ class Producer:
         event = _copy(event)
         self._enrich(event)
         try:
-            data = codec.encode(event)
-            codec.require_sound(event, data)
+            data = codec.encode_made(event)
         except Exception as error:
             _count_failure(event.event_type, error)
             raise

@@ -162,16 +162,16 @@ def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **me
     ("make", "says"),
     [
         (lambda: declare(topic=""), "names no topic"),
-        (lambda: declare(topic="projects/p/topics/t"), "no Pub/Sub topic name"),
-        (lambda: declare(topic="ab"), "no Pub/Sub topic name"),
-        (lambda: declare(topic="google-topic"), "no Pub/Sub topic name"),
-        (lambda: declare(topic=3), "no Pub/Sub topic name"),
+        (lambda: declare(topic="projects/p/topics/t"), "not a Pub/Sub topic name"),
+        (lambda: declare(topic="ab"), "not a Pub/Sub topic name"),
+        (lambda: declare(topic="google-topic"), "not a Pub/Sub topic name"),
+        (lambda: declare(topic=3), "not a Pub/Sub topic name"),
         (lambda: declare(name=""), "1 to 1024 bytes"),
         (lambda: declare(name="é" * 513), "1 to 1024 bytes"),
         (lambda: declare(name="\ud800"), "1 to 1024 bytes"),
         (lambda: event(OrderPlaced), "with the event type's name first"),
-        (lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}), "'user_id' is every event's"),
-        (lambda: declare(timestamp=field(default=None)), "'timestamp' is every event's"),
+        (lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}), "'user_id' belongs to every event"),
+        (lambda: declare(timestamp=field(default=None)), "'timestamp' belongs to every event"),
         (lambda: declare(payload=field(factory=dict)), "payload is required"),
         (lambda: declare(base=object), "extend pulsecart.Event"),
         (lambda: declare(decorate=lambda cls: cls), "put @frozen"),
@@ -224,7 +224,7 @@ def test_a_missing_event_type_lists_the_known_ones():
         load_catalog().structure({})
     assert [fault.pointer for fault in caught.value.faults] == ["/event_type", "/user_id", "/payload"]
     assert "order.placed" in caught.value.faults[0].message
-    with pytest.raises(MissingEventType, match="did you mean 'event_typ'"):
+    with pytest.raises(MissingEventType, match="did you mean 'event_type'"):
         load_catalog().structure({"event_typ": "order.placed"})
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pulsecart import Catalog, Event, InvalidEvent, MalformedBody, event
 from pulsecart.events import JsonObject, OrderPlaced
-from pulsecart.events.codec import MAX_DEPTH, MAX_NAMES, decode, encode, require_sound
+from pulsecart.events.codec import MAX_DEPTH, MAX_NAMES, decode, encode, encode_made
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -69,7 +69,8 @@ def order(**changes) -> OrderPlaced:
         (b"true", "true"),
         (b'{"a":' + b"9" * 4301 + b"}", "4300 digits"),
         (b'{"a":' + b"9" * 10_000_000 + b"}", "4300 digits"),
-        (b'{"a":[-' + b"9" * 4300 + b"]}", "4300 digits"),
+        (b'{"a":[-' + b"9" * 4301 + b"]}", "4300 digits"),
+        (b'{"a":-' + b"9" * 4301 + b"}", "4300 digits"),
         (b'{"a":["\\"",' + b"9" * 4301 + b"]}", "4300 digits"),
         (b'{"a":[1e99999999999999999999]}', "exponent"),
         (b'{"a":[1E-99999999999999999999]}', "exponent"),
@@ -100,7 +101,7 @@ def test_nesting_is_allowed_down_to_the_limit():
 
 @pytest.mark.parametrize(
     "number",
-    ["89.90", "1", "-0.0", "0.1", "1E+400", "1E-400", "18446744073709551616", "1." + "0" * 40 + "1", "9" * 4300],
+    ["89.90", "1", "-0.0", "0.1", "1E+400", "1E-400", "18446744073709551616", "1." + "0" * 40 + "1", "9" * 4300, "-" + "9" * 4300],
 )
 def test_numbers_keep_every_digit(number):
     """What a number says in a body, it says in the message, digit for digit."""
@@ -228,7 +229,7 @@ def test_numbers_that_json_has_no_form_for_are_refused(payload, pointer):
     """NaN and infinity in an event made in Python are refused with their place, not published as null."""
     made = order(payload=payload)
     with pytest.raises(InvalidEvent) as caught:
-        require_sound(made, encode(made))
+        encode_made(made)
     assert [fault.pointer for fault in caught.value.faults] == [pointer]
 
 
@@ -246,29 +247,28 @@ def test_such_a_number_in_a_typed_payload_is_named_too():
 
     sold = Sold(event_id="e", timestamp=NOON, user_id="u", payload=Line(float("nan")))
     with pytest.raises(InvalidEvent, match="/payload/price"):
-        require_sound(sold, encode(sold))
+        encode_made(sold)
 
 
 @pytest.mark.parametrize("payload", [{"a": None}, {"a": "null NaN Infinity", "b": 1.5, "c": Decimal("1E+400")}])
 def test_null_and_words_like_nan_are_no_such_numbers(payload):
     """None, the words, and numbers over the range of a float pass."""
     made = order(payload=payload)
-    require_sound(made, encode(made))
+    encode_made(made)
 
 
 def test_an_event_made_in_python_has_the_same_limit_of_depth():
     """Nesting over 128 is refused on the way out too, as no consumer of ours would read it."""
     made = order(payload=deep(MAX_DEPTH - 2))
-    require_sound(made, encode(made))
+    encode_made(made)
     made = order(payload=deep(MAX_DEPTH - 1))
     with pytest.raises(InvalidEvent, match="128 deep"):
-        require_sound(made, encode(made))
+        encode_made(made)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"payload": {Decimal("1.5"): 1}}, "could not be read"),
         ({"payload": {"a": deep(980)}}, "deep|depth"),
         ({"order_id": "o", "timestamp": None}, "/timestamp"),
     ],
@@ -277,14 +277,14 @@ def test_data_that_could_not_be_read_back_is_refused(changes, says):
     """What pulsecart itself would refuse as a body is not published for an event made in Python either."""
     made = order(**changes)
     with pytest.raises(InvalidEvent, match=says):
-        require_sound(made, encode(made))
+        encode_made(made)
 
 
 @pytest.mark.parametrize("value", [object(), "\ud800", 10**5000, 1j], ids=["object", "surrogate", "digits", "complex"])
 def test_what_json_cannot_carry_is_refused(value):
     """A value without a JSON form is an InvalidEvent that says which."""
     with pytest.raises(InvalidEvent, match="cannot be written as JSON"):
-        encode(order(payload={"a": value}))
+        encode_made(order(payload={"a": value}))
 
 
 RECEIVED = rb'{ "n": 1.50, "e":1E+2,"a":["\u00e9", null] , "o":{"b":1,"b":-0} }'
@@ -304,8 +304,8 @@ def test_an_untyped_payload_is_published_as_it_was_received():
         assert each.payload["n"] == Decimal("1.50")
         assert b'"payload":' + RECEIVED + b"," in encode(each)
     nested = order(payload={"first": [made.payload]})
-    require_sound(nested, encode(nested))
-    assert b'"payload":{"first":[' + RECEIVED + b"]}," in encode(nested)
+    encode_made(nested)
+    assert b'"payload":{"first":[' + RECEIVED + b"]}," in encode_made(nested)
 
 
 def test_a_received_payload_is_a_read_only_mapping():

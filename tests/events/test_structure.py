@@ -441,13 +441,44 @@ class Converted(Event):
             raise ValueError("not converted")
 
 
-def test_a_fault_is_explained_with_values_as_validators_see_them():
-    """Converters have run and fields that no body sets are there when validators judge, also beside another fault."""
-    sound = {"user_id": "u", "payload": {}, "count": 3, "tags": ["a"], "tag": "a", "part": "x", "size": 1}
-    assert structure(sound, Converted).tags == {"a"}
+CONVERTED = {"user_id": "u", "payload": {}, "count": 3, "tags": ["a"], "tag": "a", "part": "x", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointers"),
+    [
+        ({"count": 9, "tag": "b"}, ["/count", "/tag"]),
+        ({"count": 9, "size": 13}, ["/count", "/size"]),
+        ({"count": 9, "tags": [["unhashable"]]}, ["/tags/0"]),
+        ({"user_id": 3, "count": 9}, ["/user_id"]),
+        ({"user_id": 3, "order_id": 1, "part": 3}, ["/user_id", "/part", "/order_id"]),
+    ],
+)
+def test_validators_see_converted_values_and_defaults(changes, pointers):
+    """Validators judge what the class's own __init__ has set; a wrong type hides only rules that need more fields."""
+    assert structure(CONVERTED, Converted).tags == {"a"}
     with pytest.raises(InvalidEvent) as caught:
-        structure(sound | {"user_id": 3, "count": 9, "tag": "b", "size": 13}, Converted)
-    assert [fault.pointer for fault in caught.value.faults] == ["/user_id", "/size", "/count", "/tag"]
+        structure(CONVERTED | changes, Converted)
+    assert [fault.pointer for fault in caught.value.faults] == pointers
+
+
+attempts: list[int] = []
+
+
+@event("test.flaky", topic="test-topic")
+@frozen(kw_only=True)
+class Flaky(Event):
+    def __attrs_post_init__(self):
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ValueError("only this time")
+
+
+def test_refusal_that_cannot_be_repeated_is_a_defect():
+    """A rule that refuses a body once and accepts it the next time is not the caller's fault."""
+    attempts.clear()
+    with pytest.raises(ValueError, match="only this time"):
+        structure({"user_id": "u", "payload": {}}, Flaky)
 
 
 @event("test.defective", topic="test-topic")
