@@ -1,5 +1,8 @@
 import sys
 import textwrap
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
 
 import attrs
 import pytest
@@ -151,6 +154,7 @@ def test_an_unknown_module_is_refused_by_name():
         load_catalog(["no_shop"])
 
 
+ODD_OFFSET = timezone(timedelta(minutes=9, seconds=21))
 KEYWORD_ONLY = frozen(kw_only=True)
 
 
@@ -170,7 +174,10 @@ def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **me
         (lambda: declare(name="é" * 513), "1 to 1024 bytes"),
         (lambda: declare(name="\ud800"), "1 to 1024 bytes"),
         (lambda: event(OrderPlaced), "with the event type's name first"),
-        (lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}), "'user_id' belongs to every event"),
+        (
+            lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}),
+            "'user_id' belongs to every event",
+        ),
         (lambda: declare(timestamp=field(default=None)), "'timestamp' belongs to every event"),
         (lambda: declare(payload=field(factory=dict)), "payload is required"),
         (lambda: declare(base=object), "extend pulsecart.Event"),
@@ -196,6 +203,20 @@ def test_a_class_that_is_not_frozen_is_refused():
 
     with pytest.raises(DefinitionError, match="extend pulsecart.Event"):
         event("m.n", topic="shop")(Mutable)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("-inf"), Decimal("NaN"), datetime(1890, 1, 1, tzinfo=ODD_OFFSET)]
+)
+def test_default_that_json_cannot_carry_is_refused(value):
+    """A catalog refuses a class with a default that could not be published, naming the field."""
+
+    @frozen
+    class Line:
+        price: Any = value
+
+    with pytest.raises(DefinitionError, match=r"Declared\.lines\.price: its default (is not a finite|has an offset)"):
+        Catalog([declare(lines=field(factory=list), __annotations__={"lines": list[Line]})])
 
 
 def test_a_subclass_does_not_inherit_its_parents_declaration():
@@ -226,6 +247,32 @@ def test_a_missing_event_type_lists_the_known_ones():
     assert "order.placed" in caught.value.faults[0].message
     with pytest.raises(MissingEventType, match="did you mean 'event_type'"):
         load_catalog().structure({"event_typ": "order.placed"})
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (
+            {"eventType": "order.placed", "userId": "u", "orderId": "o", "payload": {}},
+            ["/event_type", "/user_id", "/order_id", "/eventType", "/userId", "/orderId"],
+        ),
+        ({"eventType": "order.place", "userId": "u"}, ["/event_type", "/eventType", "/user_id", "/payload"]),
+        ({"eventType": {}, "user_id": 3, "payload": {}}, ["/event_type", "/eventType", "/user_id"]),
+        ({"event_id": "e", "user_id": "u", "payload": {}}, ["/event_type"]),
+    ],
+)
+def test_misspelt_event_type_is_reported_with_the_other_faults(body, pointers):
+    """A body in camelCase learns how each of its fields is spelled, by its event type where that is known."""
+    with pytest.raises(MissingEventType) as caught:
+        load_catalog().structure(body)
+    messages = {fault.pointer: fault.message for fault in caught.value.faults}
+    assert list(messages) == pointers
+    assert "did you mean" not in messages["/event_type"]
+    spelled = {"/eventType": "event_type", "/userId": "user_id", "/orderId": "order_id"}
+    assert all(
+        messages[each] == f"is not a known field; did you mean {spelled[each]!r}?"
+        for each in spelled.keys() & messages.keys()
+    )
 
 
 @pytest.mark.parametrize(

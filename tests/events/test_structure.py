@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulsecart import Catalog, DefinitionError, Event, InvalidEvent, event
-from pulsecart.events import OrderPlaced
+from pulsecart.events import FieldError, OrderPlaced
 from pulsecart.events.codec import decode, encode
 from pulsecart.events.faults import MAX_FAULTS
 from pulsecart.events.structure import structure
@@ -532,3 +532,95 @@ def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
 
     with pytest.raises(DefinitionError, match=r"Odd\.extra"):
         Catalog([Odd])
+
+
+def body(payload: str) -> bytes:
+    return f'{{"event_type":"test.typed","user_id":"u","payload":{payload}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("payload", "pointers"),
+    [
+        ('{"text":"a","text":"b"}', ["/payload/text"]),
+        (r'{"text":"a","te\u0078t":"a"}', ["/payload/text"]),
+        (
+            '{"first":{"sku":"a","count":1,"sku":"b","sku":"c"},"text":"","text":""}',
+            ["/payload/first/sku", "/payload/text"],
+        ),
+        ('{"items":[{"sku":"a","count":1},{"count":1,"count":1}]}', ["/payload/items/1/count"]),
+        ('{"by_name":{"a~":{"sku":"a","count":1},"a~":{"sku":"b","count":1}}}', ["/payload/by_name/a~0"]),
+        ('{"free":{"a":{"b":1,"b":2}}}', ["/payload/free/a/b"]),
+        ('{"anything":[[{"b":1,"b":2}]]}', ["/payload/anything/0/0/b"]),
+    ],
+)
+def test_repeated_name_in_a_typed_object_is_a_fault(payload, pointers):
+    """A typed object is decoded and written again, so a name in it that is there twice would lose a value."""
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(decode(body(payload)))
+    assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(each, "duplicate") for each in pointers]
+
+
+def test_repeated_names_are_reported_with_other_faults():
+    """A repeated name in a field's value does not hide what is wrong with other fields."""
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(decode(body('{"text":1,"text":2}').replace(b'"u"', b"3")))
+    assert [fault.pointer for fault in caught.value.faults] == ["/user_id", "/payload/text"]
+
+
+@pytest.mark.parametrize("text", [r'"a:b\\"', r'"\":"', r'"{\"a\":1,\"a\":2}"', r'"\\\\"'])
+def test_text_that_looks_like_members_repeats_no_name(text):
+    """Colons, quotes and backslashes in strings do not count as names."""
+    assert typed(f'{{"text":{text},"free":{{"a:":{text}}}}}').text == json.loads(text)
+
+
+SECRET = "Erika Mustermann"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "message"),
+    [
+        (field(validator=validators.in_(["a", "b"])), SECRET, "'x' must be in ['a', 'b']"),
+        (field(validator=validators.in_(["a", "b"])), 17, "'x' must be in ['a', 'b']"),
+        (field(validator=validators.matches_re("[a-z]+")), SECRET, "'x' must match regex '[a-z]+'"),
+        (field(validator=validators.le(150)), 1970, "'x' must be <= 150"),
+        (field(validator=validators.gt(0)), 0, "'x' must be > 0"),
+        (field(validator=validators.gt(2)), Decimal("1.50"), "'x' must be > 2"),
+        (field(validator=validators.lt("A")), SECRET, "'x' must be < A"),
+        (field(validator=validators.max_len(3)), SECRET, "Length of 'x' must be <= 3: 16"),
+        (field(validator=validators.instance_of(int)), SECRET, "'x' must be <class 'int'>"),
+        (field(validator=validators.deep_iterable(validators.in_([1]))), [1, SECRET], "'x' must be in [1]"),
+        (field(validator=validators.deep_iterable(validators.le(5))), [1970], "'x' must be <= 5"),
+        (field(validator=validators.deep_mapping(validators.in_(["a"]), validators.le(5))), {SECRET: 1},
+         "'x' must be in ['a']"),
+        (field(validator=[validators.ge(1), validators.le(5)]), 1970, "'x' must be <= 5"),
+        (field(converter=int), SECRET, "invalid literal for int() with base 10"),
+        (field(converter=Colour), SECRET, "… is not a valid Colour"),
+        (field(converter=datetime.fromisoformat), SECRET, "Invalid isoformat string"),
+    ],
+)  # fmt: skip
+def test_message_of_a_rule_does_not_show_the_value(declared, value, message):
+    """The value may be personal data. What attrs and Python say about it is reported without it."""
+
+    @event("test.ruled", topic="test-topic")
+    @frozen(kw_only=True)
+    class Ruled(Event):
+        x: Any = declared
+
+    with pytest.raises(InvalidEvent) as caught:
+        structure({"user_id": "u", "payload": {}, "x": value}, Ruled)
+    assert [(fault.pointer, fault.message) for fault in caught.value.faults] == [("/x", message)]
+
+
+def test_message_of_a_field_error_is_reported_as_it_is():
+    """A class that raises FieldError has chosen words for the caller."""
+
+    def only_a(_instance, _attribute, value):
+        raise FieldError(f"expected 'a', got {value!r}")
+
+    @event("test.own_words", topic="test-topic")
+    @frozen(kw_only=True)
+    class OwnWords(Event):
+        x: str = field(validator=only_a)
+
+    with pytest.raises(InvalidEvent, match="/x: expected 'a', got 'b'"):
+        structure({"user_id": "u", "payload": {}, "x": "b"}, OwnWords)
