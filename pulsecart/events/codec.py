@@ -168,7 +168,7 @@ _PEAK = bytes(max(0, *levels) for levels in _LEVELS)
 
 
 def _require_exact(raw: bytes) -> None:
-    """Raise where JSON that was only scanned could not be decoded exactly, or is nested too deep."""
+    """Raise if JSON that was only scanned could not be decoded exactly, or is nested too deep."""
     if not raw.isascii():
         raw.decode()
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
@@ -206,5 +206,5 @@ def _explain(raw: bytes, error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
         return "An integer is out of range: more than 4300 digits."
     if _LONE_SURROGATE.search(raw):
-        return "A string has a lone surrogate, half of a \\u pair, which is no character (RFC 8259, section 8.2)."
+        return "A string has a lone surrogate, half of a \\u pair, which is not a character (RFC 8259, section 8.2)."
     return f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}."

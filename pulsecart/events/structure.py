@@ -74,7 +74,7 @@ def prepare(cls: type[Event]) -> None:
 
 
 # Scalars. JSON decodes to these types exactly (numbers to int and Decimal), and no value is turned
-# into another kind: "3" is no number, null is no string, true is no 1.
+# into another kind: "3" is not read as a number, null not as a string, true not as 1.
 
 
 def _string(value: Any, _type: Any = None) -> str:
@@ -256,7 +256,7 @@ _HOOKS: dict[str, Callable[[Any], Hook]] = {
 _converter = Converter(detailed_validation=False)
 
 
-# The second walk. It finds a fault exactly where the first one stops, and goes on.
+# The second walk. It finds a fault exactly where the first one stops, and continues.
 
 
 def _explain(value: Any, type_: Any, found: list[Fault], *, made: bool) -> Any:
@@ -283,7 +283,7 @@ def _explain_member(name: str | int, value: Any, type_: Any, found: list[Fault],
     if count >= MAX_FAULTS:
         return None
     member = _explain(value, type_, found, made=made)
-    # A pointer is made only where there is a fault, from the inside out.
+    # A pointer is made only for a fault, from the inside out.
     found[count:] = [evolve(fault, pointer=below("", name) + fault.pointer) for fault in found[count:]]
     return member
 

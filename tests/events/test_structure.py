@@ -159,13 +159,13 @@ def test_each_type_of_field_is_read(payload, name, value):
         ({"tekst": "x"}, "/tekst", "unknown"),
     ],
 )
-def test_no_value_is_turned_into_another_kind(payload, pointer, code):
+def test_wrong_value_is_a_fault_at_its_place(payload, pointer, code):
     """A value of another kind, out of range or refused by a validator is a fault at its place."""
     assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [(f"/payload{pointer}", code)]
 
 
-def test_every_fault_is_named_at_once():
-    """Missing, unknown, empty, ill-typed and refused fields are all in one error."""
+def test_every_fault_is_reported_at_once():
+    """Missing, unknown, empty and wrongly typed fields are all in one error."""
     document = {
         "event_type": "order.placed",
         "event_id": None,
@@ -184,8 +184,8 @@ def test_every_fault_is_named_at_once():
     ]
 
 
-def test_a_validator_that_needs_a_faulty_neighbour_waits():
-    """While a field is ill-typed, a validator that compares with it is silent; the fault is named alone."""
+def test_validator_that_needs_a_wrong_field_is_left_out():
+    """A validator that compares with a wrongly typed field is left out."""
     payload = {"low": "x", "high": 3}
     assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [
         ("/payload/low", "wrong-type")
@@ -225,7 +225,7 @@ def test_a_validator_that_needs_a_faulty_neighbour_waits():
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_the_common_fields_keep_their_rules(order, changes, pointer, code):
+def test_common_fields_follow_the_contract(order, changes, pointer, code):
     """The rules of the contract for user_id, event_id, payload, timestamp and a type's own field hold."""
     assert faults_of(order(**changes)) == [(pointer, code)]
 
@@ -249,7 +249,7 @@ def test_timestamps_of_rfc_3339_are_read_in_utc(order, text, moment):
 
 
 @given(st.datetimes(timezones=st.timezones() | st.just(timezone(timedelta(hours=-3)))))
-def test_every_timestamp_that_python_writes_is_read_or_refused(moment):
+def test_every_timestamp_of_isoformat_is_read_or_refused(moment):
     """isoformat() of an aware datetime, rounded to whole minutes of offset, is read as the same moment."""
     text = moment.isoformat()
     document = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "timestamp": text}
@@ -262,7 +262,7 @@ def test_every_timestamp_that_python_writes_is_read_or_refused(moment):
         assert timestamp == moment.astimezone(UTC)  # aware datetimes of different zones compare oddly in a fold
 
 
-def test_a_typo_is_answered_with_the_nearest_name():
+def test_unknown_field_names_the_nearest_known_one():
     """An unknown field names the known one it resembles, or else all known ones."""
     with pytest.raises(InvalidEvent, match="did you mean 'order_id'"):
         CATALOG.structure({"event_type": "order.placed", "user_id": "u", "oder_id": "o", "payload": {}})
@@ -270,7 +270,7 @@ def test_a_typo_is_answered_with_the_nearest_name():
         CATALOG.structure({"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "zzz": 1})
 
 
-def test_a_flood_of_faults_is_cut_off(order):
+def test_number_of_faults_is_limited(order):
     """The number of faults in an error, and the length of names in it, are bounded."""
     flood = {f"{number:05}" + "x" * 10_000: 1 for number in range(150)}
     with pytest.raises(InvalidEvent) as caught:
@@ -281,7 +281,7 @@ def test_a_flood_of_faults_is_cut_off(order):
     assert many == [(f"/payload/items/{index}", "wrong-type") for index in range(MAX_FAULTS)]
 
 
-def test_a_recursive_type_is_explained_in_linear_time():
+def test_fault_in_a_deeply_recursive_type_is_reported_once():
     """A fault at the bottom of a deeply nested value is found once, at its place."""
     payload: dict[str, Any] = {"text": 3}
     for _ in range(60):
@@ -304,7 +304,7 @@ class Whole(Event):
             raise KeyError("a defect")
 
 
-def test_a_rule_of_the_whole_class_is_a_fault_of_the_body():
+def test_refusal_by_post_init_is_a_fault_of_the_body():
     """What __attrs_post_init__ refuses is reported for the body as a whole."""
     with pytest.raises(InvalidEvent) as caught:
         structure({"user_id": "u", "payload": {}, "first": 9, "second": -9}, Whole)
@@ -327,7 +327,7 @@ class Looking(Event):
         object.__setattr__(self, "total", self.payload["total"])
 
 
-def test_a_class_can_look_at_its_received_payload():
+def test_post_init_can_read_the_received_payload():
     """An untyped payload can be read by the class's own rules; other fields of any type hold plain dicts and lists."""
     body = b'{"event_type":"test.looking","user_id":"u","anything":{"a":[1.5]},"also":[{}],"sizes":%b,"payload":%b}'
     made: Any = Catalog([Looking]).structure(decode(body % (b"[1,2]", b'{"total":3}')))
@@ -339,7 +339,7 @@ def test_a_class_can_look_at_its_received_payload():
 
 
 @pytest.mark.parametrize("type_", [str, list[str], int | None, Any])
-def test_a_payload_that_is_no_object_is_refused_at_start(type_):
+def test_payload_type_that_is_not_an_object_is_refused(type_):
     """A class can type its payload, but not as something else than an object."""
 
     @event("test.flat", topic="test-topic")
@@ -351,8 +351,8 @@ def test_a_payload_that_is_no_object_is_refused_at_start(type_):
         Catalog([Flat])
 
 
-def test_a_class_that_is_a_part_of_itself_is_refused_at_start():
-    """A field of the class's own type could never be filled; the refusal says what could."""
+def test_class_that_contains_itself_is_refused():
+    """A required field of the class's own type could never be filled; the error names the remedy."""
 
     @frozen(kw_only=True)
     class Endless:
@@ -397,7 +397,7 @@ class Nodes(Event):
     payload: Node
 
 
-def test_the_work_of_explaining_does_not_grow_with_depth():
+def test_work_of_explaining_does_not_grow_with_depth():
     """Each value is looked at once more to explain a fault, however deep it lies."""
     payload: dict[str, Any] = {"name": "x"}
     for _ in range(50):
@@ -408,8 +408,8 @@ def test_the_work_of_explaining_does_not_grow_with_depth():
     assert len(looked_at) <= 2 * 51
 
 
-def test_a_defect_of_an_event_class_is_not_blamed_on_the_caller():
-    """An error that no rule raises comes through as it is, and so becomes a 500, not a 422."""
+def test_other_exception_of_an_event_class_is_raised():
+    """An exception other than ValueError and TypeError is a defect: over HTTP a 500, not a 422."""
     with pytest.raises(KeyError, match="a defect"):
         structure({"user_id": "u", "payload": {}, "first": 7}, Whole)
 
@@ -491,8 +491,8 @@ class Defective(Event):
         return self.no_such_attribute
 
 
-def test_a_defective_validator_is_not_blamed_on_the_caller():
-    """An AttributeError of a validator is a defect where all fields are sound."""
+def test_attribute_error_of_a_validator_is_raised():
+    """An AttributeError of a validator is a defect if all fields have the right types."""
     with pytest.raises(AttributeError):
         structure({"user_id": "u", "payload": {}, "value": 1}, Defective)
     with pytest.raises(AttributeError):
@@ -518,8 +518,8 @@ class Fraction(enum.Enum):
         "json.Missing",
     ],
 )
-def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
-    """The catalog refuses a class whose field's type cannot be read strictly, naming the field."""
+def test_field_type_without_a_strict_reading_is_refused(type_):
+    """The catalog refuses a field type that cannot be read strictly, naming the field."""
 
     @frozen(kw_only=True)
     class Inner:
