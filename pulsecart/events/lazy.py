@@ -20,6 +20,7 @@ __all__ = [
     "decode_value",
     "outside_strings",
     "repeated_names",
+    "repeats_names",
     "without_escapes",
 ]
 
@@ -101,15 +102,14 @@ class _Pairs(list[tuple[str, Any]]):
     """The members of an object, in which a name may be repeated."""
 
 
-def repeated_names(value: JsonObject | JsonArray) -> list[str]:
-    """Return pointers to the members that have the same name as another one of their object.
+def repeats_names(value: JsonObject | JsonArray) -> bool:
+    """Return whether an object in a value has two members of one name, of which decoding keeps only the last."""
+    return _count_members(bytes(value.raw)) > _count_members(msgspec.json.encode(value.value))
 
-    Decoding keeps only the last of them.
-    """
-    raw = bytes(value.raw)
-    if _count_members(raw) == _count_members(msgspec.json.encode(value.value)):
-        return []
-    pairs = json.loads(raw, object_pairs_hook=_Pairs, parse_int=str)
+
+def repeated_names(value: JsonObject | JsonArray) -> list[str]:
+    """Return pointers to the members whose names are repeated in their objects."""
+    pairs = json.loads(bytes(value.raw), object_pairs_hook=_Pairs, parse_int=str)
     return list(dict.fromkeys(_repeated_names(pairs)))
 
 

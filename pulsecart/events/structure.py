@@ -24,7 +24,7 @@ from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe
 from pulsecart.events.faults import MAX_FAULTS, below, nearest, refusal
 from pulsecart.events.fieldtypes import AsReceived, UtcDatetime, classes_in, fields_of, read_type
-from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names
+from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names, repeats_names
 
 __all__ = ["faults", "prepare", "refused", "structure"]
 
@@ -231,16 +231,10 @@ def _array(value: Any) -> list[Any]:
     return value
 
 
-class _RepeatedNames(FieldError):
-    def __init__(self, pointers: list[str]) -> None:
-        super().__init__("is there more than once", "duplicate")
-        self.pointers = pointers
-
-
 def _decoded(value: JsonObject | JsonArray) -> Any:
     # Unlike an untyped payload it is not published as it was received, so a repeated name would lose a value.
-    if pointers := repeated_names(value):
-        raise _RepeatedNames(pointers[:MAX_FAULTS])
+    if repeats_names(value):
+        raise FieldError("is there more than once", "duplicate")
     return value.value
 
 
@@ -272,10 +266,9 @@ def _explain(value: Any, type_: Any, found: list[Fault], *, made: bool) -> Any:
         if kind == "optional":
             return None if value is None else _explain(value, inner, found, made=made)
         return _hook(type_)(value, type_)
-    except _RepeatedNames as error:
-        found += [Fault(pointer, error.code, str(error)) for pointer in error.pointers]
     except FieldError as error:
-        found.append(refusal(error))
+        pointers = repeated_names(value)[:MAX_FAULTS] if error.code == "duplicate" else [""]
+        found += [refusal(error, pointer) for pointer in pointers]
 
 
 def _explain_member(name: str | int, value: Any, type_: Any, found: list[Fault], *, made: bool) -> Any:
