@@ -37,7 +37,8 @@ def _copy(event: EventT) -> EventT:
         raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
     copy = object.__new__(type(event))
     for attribute in _fields(type(event)):
-        object.__setattr__(copy, attribute.name, getattr(event, attribute.name))
+        if hasattr(event, attribute.name):  # a field with init=False may not have been set
+            object.__setattr__(copy, attribute.name, getattr(event, attribute.name))
     return copy
 
 
@@ -97,8 +98,7 @@ class Producer:
             else:
                 event = _copy(source)
                 self._complete(event)
-                data = codec.encode(event)
-                codec.require_sound(event, data)
+                data = codec.encode_made(event)
             return self._prepared(event, data)
         except Exception as error:
             event_type = getattr(error, "event_type", "") if event is None else event.event_type

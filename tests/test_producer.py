@@ -1,15 +1,22 @@
 import json
-from datetime import UTC, datetime, timedelta, timezone
+from copy import copy
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
 
+import msgspec
 import pytest
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from pulsecart import (
     BrokerUnavailable,
     Catalog,
+    DefinitionError,
     Event,
     InvalidEvent,
     MalformedBody,
@@ -25,6 +32,21 @@ from pulsecart.transports import MemoryTransport
 pytestmark = pytest.mark.anyio
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+ODD_OFFSET = timezone(timedelta(minutes=9, seconds=21))
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass
+class Wide:
+    item: Any
+    _private: int = 1
+
+
+class Struct(msgspec.Struct):
+    x: Decimal
 
 
 @pytest.fixture
@@ -112,14 +134,14 @@ async def test_an_undeclared_class_cannot_be_published(producer):
         await producer.publish(Express(user_id="u", payload={}, order_id="o"))
 
 
-async def test_what_json_cannot_carry_is_refused_not_changed(producer, transport):
+async def test_nan_in_an_event_made_in_python_is_refused(producer, transport):
     """NaN in an event made in Python is an error, not a null."""
     with pytest.raises(InvalidEvent, match="/payload/rate"):
         await producer.publish(PersonalizedSend(user_id="u", payload={"rate": float("nan")}))
     assert transport.messages == []
 
 
-async def test_an_event_made_in_python_is_held_to_the_types_of_its_fields(transport):
+async def test_wrong_type_in_an_event_made_in_python_is_refused(transport):
     """A field of another type than its annotation is refused, as it would be in a body."""
 
     @event("test.counted", topic="test-topic")
@@ -148,6 +170,154 @@ async def test_converters_run_once(transport):
     await producer.ingest(b'{"event_type":"test.cents","user_id":"u","payload":{},"cents":2}')
     await producer.publish(Priced(user_id="u", payload={}, cents=2))
     assert [message.json()["cents"] for message in transport.messages] == [200, 200]
+
+
+@event("test.priced", topic="test-topic")
+@frozen(kw_only=True)
+class Priced(Event):
+    cents: int = field(converter=lambda euros: euros * 100, validator=validators.le(10_000))
+    note: str = ""
+
+
+async def test_published_event_keeps_its_rules_without_converting_again(transport):
+    """An event made in Python gives the bytes of the same event over HTTP, and its validators and types hold."""
+    producer = Producer(transport, catalog=Catalog([Priced]), clock=lambda: NOON, new_event_id=lambda: "evt_new")
+    await producer.ingest(b'{"event_type":"test.priced","user_id":"u","payload":{},"cents":99}')
+    made = Priced(user_id="u", payload={}, cents=99)
+    await producer.publish(made)
+    assert transport.messages[0].data == transport.messages[1].data
+    for wrong in ({"cents": 10_001}, {"note": 3}):
+        changed = copy(made)
+        for name, value in wrong.items():
+            object.__setattr__(changed, name, value)
+        with pytest.raises(InvalidEvent) as caught:
+            await producer.publish(changed)
+        assert [fault.pointer for fault in caught.value.faults] == [f"/{name}" for name in wrong]
+    assert len(transport.messages) == 2
+
+
+@frozen(kw_only=True)
+class Item:
+    sku: str
+
+
+@frozen(kw_only=True)
+class Gift(Item):
+    wrapping: str
+
+
+@frozen(kw_only=True)
+class Parcel:
+    item: Item
+    _label: str = "private"
+    weight: float = 0.0
+
+
+@event("test.sent", topic="test-topic")
+@frozen(kw_only=True)
+class Sent(Event):
+    parcel: Parcel
+    at: datetime = NOON
+
+
+SENT = {"user_id": "u", "payload": {}, "parcel": Parcel(item=Item(sku="a"))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "code"),
+    [
+        ({"parcel": Parcel(item=Gift(sku="a", wrapping="red"))}, "/parcel/item/wrapping", "unknown"),
+        ({"at": datetime(1890, 1, 1, tzinfo=ODD_OFFSET)}, "/at", "out-of-range"),
+        ({"payload": {"a": [datetime(1890, 1, 1, tzinfo=ODD_OFFSET)]}}, "/payload/a/0", "out-of-range"),
+        ({"payload": {"at": time(12, tzinfo=ODD_OFFSET)}}, "/payload/at", "out-of-range"),
+        ({"payload": {"a": {1: "x", "1": "y"}}}, "/payload/a/1", "duplicate"),
+    ],
+)
+async def test_value_that_would_be_lost_is_refused(producer, transport, changes, pointer, code):
+    """What the published JSON could not hold is refused with its place."""
+    with pytest.raises(InvalidEvent) as caught:
+        await producer.publish(Sent(**(SENT | changes)))
+    assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(pointer, code)]
+    assert transport.messages == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "written"),
+    [
+        (
+            {"parcel": Parcel(item=Gift(sku="a", wrapping="red"))},
+            b'{"parcel":{"item":{"sku":"a","wrapping":"red"},"_label":"private","weight":0.0}}',
+        ),
+        ({"all": [MappingProxyType({"x": (Item(sku="a"),)})]}, b'{"all":[{"x":[{"sku":"a"}]}]}'),
+        ({1: Decimal("1.50"), Colour.RED: Colour.RED}, b'{"1":1.50,"red":"red"}'),
+        ({Decimal("1.5"): UUID(int=1)}, b'{"1.5":"00000000-0000-0000-0000-000000000001"}'),
+        ({"wide": Wide(item=Item(sku="a"))}, b'{"wide":{"item":{"sku":"a"},"_private":1}}'),
+        ({"struct": Struct(x=Decimal("1.0"))}, b'{"struct":{"x":1.0}}'),
+    ],
+)
+async def test_objects_in_a_free_payload_are_published_completely(producer, transport, payload, written):
+    """Attrs classes, dataclasses and mappings keep all their fields, private ones too, wherever they are."""
+    await producer.publish(PersonalizedSend(user_id="u", payload=payload))
+    assert b'"payload":' + written + b"}" in transport.messages[0].data
+
+
+async def test_field_outside_init_is_published(transport):
+    """A field with init=False is in the message if it has a value, from Python and over HTTP."""
+
+    @event("test.summed", topic="test-topic")
+    @frozen(kw_only=True)
+    class Summed(Event):
+        sizes: list[int]
+        total: int = field(init=False)
+        unset: int = field(init=False)
+
+        def __attrs_post_init__(self):
+            object.__setattr__(self, "total", sum(self.sizes))
+
+    producer = Producer(transport, catalog=Catalog([Summed]), clock=lambda: NOON, new_event_id=lambda: "evt_new")
+    await producer.ingest(b'{"event_type":"test.summed","user_id":"u","payload":{},"sizes":[1,2]}')
+    await producer.publish(Summed(user_id="u", payload={}, sizes=[1, 2]))
+    assert transport.messages[0].data == transport.messages[1].data
+    assert transport.messages[0].data.endswith(b'"sizes":[1,2],"total":3}')
+
+
+async def test_numbers_are_written_as_over_http(producer, transport):
+    """An integer in a float field is published as the float that a body's integer becomes."""
+    producer = Producer(transport, catalog=Catalog([Sent]), clock=lambda: NOON, new_event_id=lambda: "evt_new")
+    await producer.publish(Sent(**(SENT | {"parcel": Parcel(item=Item(sku="a"), weight=5)})))
+    await producer.ingest(
+        b'{"event_type":"test.sent","user_id":"u","payload":{},"parcel":{"item":{"sku":"a"},"weight":5}}'
+    )
+    assert transport.messages[0].data == transport.messages[1].data
+
+
+def infinite(value: float) -> float:
+    return value * 1e308 * 10
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        field(factory=lambda: float("nan")),
+        field(default=1.0, converter=infinite),
+        field(factory=lambda: Decimal("Infinity")),
+        field(factory=object),
+    ],
+)
+async def test_class_that_makes_invalid_json_is_a_defect(transport, declared):
+    """A value that only the class's own code can have made is its fault, not the caller's, and is not published."""
+
+    @event("test.broken", topic="test-topic")
+    @frozen(kw_only=True)
+    class Broken(Event):
+        rate: float = declared
+
+    producer = Producer(transport, catalog=Catalog([Broken]))
+    with pytest.raises(DefinitionError, match=r"Broken made an event that"):
+        await producer.ingest(b'{"event_type":"test.broken","user_id":"u","payload":{}}')
+    with pytest.raises(InvalidEvent, match="/rate|cannot be written"):
+        await producer.publish(Broken(user_id="u", payload={}))
+    assert transport.messages == []
 
 
 async def test_typed_payloads_are_published_as_json(transport):

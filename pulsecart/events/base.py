@@ -29,7 +29,8 @@ _TOPIC = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
 class FieldError(ValueError):
     """A field's value is refused, with the code to report (see `Fault.code`).
 
-    A validator may raise it, or any other `ValueError` or `TypeError`, which is reported as `invalid`.
+    A validator may raise it, or any other `ValueError` or `TypeError`, which is reported as `invalid`. The message of a
+    `FieldError` reaches the caller as it is; from any other message the value is removed.
     """
 
     def __init__(self, message: str, code: str = "invalid") -> None:
@@ -65,7 +66,7 @@ def _with_offset(_instance: Any, _attribute: "attrs.Attribute[Any]", value: Any)
     if not isinstance(value, datetime):
         raise FieldError(f"expected a datetime, got {type(value).__name__}", "wrong-type")
     if value.utcoffset() is None:
-        raise FieldError("has no offset: a time without one names no moment; use datetime.now(UTC)")
+        raise FieldError("has no offset, so it could be any moment; use datetime.now(UTC)")
     try:
         value.astimezone(UTC)
     except OverflowError:
@@ -73,7 +74,7 @@ def _with_offset(_instance: Any, _attribute: "attrs.Attribute[Any]", value: Any)
 
 
 def describe(value: Any) -> str:
-    """Name a JSON value's kind, for a message. The value itself may be personal data: it is not shown."""
+    """Name the kind of a JSON value, for a message. The value may be personal data, so it is not shown."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -95,7 +96,7 @@ def id_of(fields: Mapping[str, Any]) -> str | None:
 
 @frozen(kw_only=True)
 class Event:
-    """What every event has. Extend it, and declare the subclass with `@event`."""
+    """The fields of every event. Extend it, and declare the subclass with `@event`."""
 
     event_type: ClassVar[str]
     topic: ClassVar[str]
@@ -103,16 +104,16 @@ class Event:
     event_id: str | None = field(
         default=None, validator=attrs.validators.optional([non_empty, max_bytes(MAX_ID_BYTES)])
     )
-    """1 to 1024 bytes of UTF-8; generated where missing. Consumers drop duplicates by it."""
+    """1 to 1024 bytes of UTF-8; generated if missing. Consumers drop duplicates by it."""
 
     timestamp: datetime | None = field(default=None, validator=attrs.validators.optional(_with_offset))
-    """When it happened, with an offset; generated where missing, published in UTC."""
+    """When it happened, with an offset; generated if missing, published in UTC."""
 
     user_id: str = field(validator=[non_empty, max_bytes(MAX_ID_BYTES)])
     """1 to 1024 bytes of UTF-8. A user's events are delivered in order."""
 
     payload: Any = field(validator=_json_object)
-    """A JSON object, free in form: any mapping, or the `JsonObject` that was received, which is read-only.
+    """Any JSON object: a mapping, or the `JsonObject` that was received, which is read-only.
 
     A subclass may type it with an attrs class of its own.
     """
@@ -123,10 +124,10 @@ _declared: list[type[Event]] = []
 
 
 def event(event_type: str, *, topic: str = "") -> Callable[[EventClass], EventClass]:
-    """Declare an event class: its type's name, and the short name of the topic it is published to.
+    """Declare an event class: the name of its type, and the short name of the topic it is published to.
 
     The class is a frozen, slotted, keyword-only attrs class: put `@frozen(kw_only=True)` below.
-    Raises `DefinitionError` where the class or a name cannot work.
+    Raises `DefinitionError` if the class or a name cannot work.
     """
     if not isinstance(event_type, str):
         raise DefinitionError(f"{event_type!r}: write @event('…', topic='…'), with the event type's name first")
@@ -159,10 +160,10 @@ def _class_problem(cls: type) -> str | None:
     if positional := [name for name, attribute in fields.items() if not attribute.kw_only]:
         return f"make it keyword-only, @frozen(kw_only=True): {', '.join(positional)} is positional"
     if reserved := [name for name in ("event_type", "topic") if name in fields]:
-        return f"a field cannot be named {reserved[0]!r}: the name is taken by what the decorator declares"
+        return f"a field cannot be named {reserved[0]!r}: the decorator declares that name"
     common = attrs.fields_dict(Event)
     if changed := [name for name in ("event_id", "timestamp", "user_id") if fields[name] != common[name]]:
-        return f"the field {changed[0]!r} is every event's, and cannot be defined anew"
+        return f"the field {changed[0]!r} belongs to every event, and cannot be redefined"
     if fields["payload"].default is not attrs.NOTHING:
         return "the payload is required in every event, and cannot have a default"
     return None
@@ -175,7 +176,7 @@ def _name_problem(event_type: str, topic: Any) -> str | None:
         return "it names no topic; write @event(…, topic='…')"
     if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
         return (
-            f"the topic {topic!r} is no Pub/Sub topic name: 3 to 255 of A-Z a-z 0-9 - _ . ~ + %, "
+            f"the topic {topic!r} is not a Pub/Sub topic name: 3 to 255 of A-Z a-z 0-9 - _ . ~ + %, "
             "a letter first, not starting with 'goog'; write the short name, without projects/…"
         )
     return None

@@ -6,10 +6,13 @@ from importlib.metadata import entry_points
 from itertools import islice
 from typing import Any
 
+import attrs
+
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
 from pulsecart.events.base import Event, declared, describe, id_of
-from pulsecart.events.faults import MAX_FAULTS, nearest, shortened
+from pulsecart.events.faults import MAX_FAULTS, below, closest, nearest, shortened
 from pulsecart.events.structure import faults, prepare, structure
+from pulsecart.events.write import prepare_writing
 
 __all__ = ["ENTRY_POINTS", "Catalog", "load_catalog"]
 
@@ -20,7 +23,7 @@ ENTRY_POINTS = "pulsecart.events"
 class Catalog:
     """Event classes by their event type. Immutable.
 
-    Raises `DefinitionError`, naming both sides, where two classes claim one event type.
+    Raises `DefinitionError`, naming both sides, if two classes claim one event type.
     """
 
     def __init__(self, classes: Iterable[type[Event]]) -> None:
@@ -34,13 +37,14 @@ class Catalog:
                     f"two classes claim the event type {cls.event_type!r}: {_name(other)} and {_name(cls)}"
                 )
             prepare(cls)
+            prepare_writing(cls)
 
     def __iter__(self) -> Iterator[type[Event]]:
         return iter(self._classes.values())
 
     @property
     def event_types(self) -> Collection[str]:
-        """The types that there are."""
+        """All event types."""
         return self._classes.keys()
 
     @property
@@ -62,9 +66,9 @@ class Catalog:
         common = faults(fields, Event, unknown=False)
         event_id = id_of(document)
         if "event_type" not in document:
-            hint = nearest("event_type", islice(fields, MAX_FAULTS)) or f"; {known}"
-            wrong = Fault("/event_type", "missing", f"is required, but missing{hint}")
-            raise MissingEventType("The body has no event_type.", [wrong, *common], event_id=event_id)
+            wrong = Fault("/event_type", "missing", f"is required, but missing; {known}")
+            others = self._misspelt(fields) or common
+            raise MissingEventType("The body has no event_type.", [wrong, *others], event_id=event_id)
         if type(event_type) is not str:
             wrong = Fault("/event_type", "wrong-type", f"expected a string, got {describe(event_type)}")
             raise InvalidEvent("The event_type is not a string.", [wrong, *common], event_id=event_id)
@@ -75,12 +79,23 @@ class Catalog:
         wrong = Fault("/event_type", "unknown", f"{shortened(event_type)!r} is not in the catalog{hint}")
         raise UnknownEventType(f"The event_type is not in the catalog{hint}", [wrong, *common], event_id=event_id)
 
+    def _misspelt(self, fields: dict[str, Any]) -> list[Fault]:
+        """Return what is wrong with fields of which one seems to be a misspelt `event_type`, if there is one."""
+        own = (name for name in fields if name not in attrs.fields_dict(Event))
+        name = closest("event_type", islice(own, MAX_FAULTS))
+        if not name:
+            return []
+        if type(fields[name]) is str and fields[name] in self._classes:
+            return faults(fields, self._classes[fields[name]])
+        wrong = Fault(below("", name), "unknown", "is not a known field; did you mean 'event_type'?")
+        return [wrong, *faults(fields, Event, unknown=False)]
+
 
 def load_catalog(modules: Iterable[str] = ()) -> Catalog:
-    """Make the catalog of the commerce events, the installed entry points' modules, and these.
+    """Make the catalog of the commerce events, the modules of installed entry points, and the given modules.
 
-    A module contributes the classes declared in it and below it, and those it imports by name.
-    Raises `DefinitionError` where a module cannot be imported or has none, or as `Catalog` does.
+    A module contributes the classes declared in it and in its submodules, and those it imports by name.
+    Raises `DefinitionError` if a module cannot be imported or declares no class, and as `Catalog` does.
     """
     sources = {"pulsecart.events.commerce": "built in"}
     for entry_point in entry_points(group=ENTRY_POINTS):
@@ -95,7 +110,7 @@ def _classes_of(name: str, source: str) -> list[type[Event]]:
         module = importlib.import_module(name)
     except DefinitionError as error:
         raise DefinitionError(f"the module {name!r} ({source}) does not work: {error}") from error
-    except Exception as error:  # whatever the module's own code raises
+    except Exception as error:  # the module's own code can raise anything
         raise DefinitionError(
             f"the module {name!r} ({source}) does not import: {type(error).__name__}: {error}"
         ) from error

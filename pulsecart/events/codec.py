@@ -5,23 +5,26 @@ most 1000 fields, nested at most 128 deep, integers of at most 4300 digits, expo
 """
 
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from decimal import Decimal, DecimalException
-from itertools import accumulate, islice, repeat
-from math import isfinite
+from collections import Counter
+from collections.abc import Callable
+from decimal import DecimalException
+from functools import partial
+from itertools import accumulate, repeat
 from operator import add, call
 from typing import Any
 
+import attrs
 import msgspec
+from attrs import evolve
 
-from pulsecart.errors import Fault, InvalidEvent, MalformedBody
+from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MalformedBody
 from pulsecart.events.base import Event, describe
 from pulsecart.events.faults import MAX_FAULTS, below
-from pulsecart.events.lazy import JsonArray, JsonObject, decode_value
-from pulsecart.events.structure import structure, unstructure
+from pulsecart.events.lazy import JsonArray, JsonObject, decode_unsigned, decode_value, outside_strings, without_escapes
+from pulsecart.events.structure import faults, refused, structure
+from pulsecart.events.write import Path, only_from_body, pointer_of, unstructure, written
 
-__all__ = ["MAX_DEPTH", "MAX_NAMES", "decode", "encode", "require_sound"]
+__all__ = ["MAX_DEPTH", "MAX_NAMES", "decode", "encode", "encode_made"]
 
 MAX_DEPTH = 128
 """How deep objects and arrays may be nested; the body itself counts as one."""
@@ -42,18 +45,25 @@ _Members = dict[_Name, msgspec.Raw]
 _decode_members = msgspec.json.Decoder(_Members, dec_hook=call).decode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _SHORTEST_MEMBER = len(b'"":0,')
-_LAZY: dict[int, Callable[[msgspec.Raw], Any]] = {ord("{"): JsonObject, ord("["): JsonArray}
+_BY_FIRST_BYTE: dict[int, Callable[[msgspec.Raw], Any]] = {
+    ord("{"): JsonObject,
+    ord("["): JsonArray,
+    ord("-"): decode_value,
+}
 
 
 def decode(raw: bytes) -> dict[str, Any]:
     """Read one JSON object (RFC 8259). Objects and arrays in it are checked, but decoded only when they are read.
 
-    Raises `MalformedBody` where it is none, or where reading it would lose something.
+    Raises `MalformedBody` if it is not one, or if reading it would lose something.
     """
     try:
         members = _members(raw)
         _require_exact(raw)
-        document = {str(name): _LAZY.get(memoryview(value)[0], decode_value)(value) for name, value in members.items()}
+        document = {
+            str(name): _BY_FIRST_BYTE.get(memoryview(value)[0], decode_unsigned)(value)
+            for name, value in members.items()
+        }
     except (msgspec.DecodeError, UnicodeDecodeError, DecimalException, RecursionError) as error:
         raise MalformedBody(_explain(raw, error)) from None
     if len(document) < len(members):
@@ -68,7 +78,7 @@ def decode(raw: bytes) -> dict[str, Any]:
 def _members(raw: bytes) -> _Members:
     decode_members = _decode_members
     if len(raw) > MAX_NAMES * _SHORTEST_MEMBER:
-        # Long enough to have too many: count them, and stop there.
+        # Long enough to have too many: count them, and stop at the limit.
         names = repeat(_Name, MAX_NAMES)
         decode_members = msgspec.json.Decoder(_Members, dec_hook=lambda _, name: next(names)(name)).decode
     try:
@@ -82,41 +92,58 @@ def _members(raw: bytes) -> _Members:
 
 
 def encode(event: Event) -> bytes:
-    """Write an event as one JSON object, `event_type` first. A payload that was received is written as it came.
+    """Write an event that was made from a body as one JSON object, `event_type` first.
 
-    Raises `InvalidEvent` for a value that JSON has no form for.
+    An untyped payload is written as it was received. Raises `DefinitionError` if the event's class has put a value
+    there that JSON has no form for: a body has none, so the caller is not at fault.
     """
     try:
         return _encoder.encode({"event_type": event.event_type} | unstructure(event))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidEvent(f"The event cannot be written as JSON: {error}") from error
+        raise DefinitionError(
+            f"{type(event).__qualname__} made an event that cannot be written as JSON: {error}"
+        ) from error
+
+
+def encode_made(event: Event) -> bytes:
+    """Write an event that was made in Python, `event_id` and `timestamp` included, as one JSON object.
+
+    The rules for a body apply. Converters of the class have run already, and do not run again. Raises `InvalidEvent`.
+    """
+    invalid = partial(InvalidEvent, event_type=event.event_type, event_id=event.event_id)
+    found: list[Fault] = []
+    instances: list[tuple[Path, Any]] = []
+    try:
+        data = _encoder.encode({"event_type": event.event_type} | written(event, found, instances))
+        document = {} if found else decode(data)
+    except MalformedBody as error:
+        raise invalid(f"The event's JSON could not be read: {error.detail}", error.faults) from None
+    except RecursionError:
+        raise invalid(_TOO_DEEP) from None
+    except (TypeError, ValueError) as error:
+        raise invalid(f"The event cannot be written as JSON: {error}") from error
+    if found:
+        raise invalid("The event holds values that JSON cannot carry.", found[:MAX_FAULTS])
+    del document["event_type"]
+    if only_from_body(type(event)):
+        return encode(structure(document, type(event)))
+    found = faults(document, type(event), made=True) or [
+        evolve(fault, pointer=pointer_of(path) + fault.pointer)
+        for path, instance in instances
+        for fault in refused(instance, attrs.fields_dict(type(instance)))
+    ]
+    if found:
+        raise invalid(f"The event is not a valid {event.event_type!r} event.", found[:MAX_FAULTS])
+    return data
 
 
 def _as_received(value: Any) -> msgspec.Raw:
     if isinstance(value, JsonObject):
         return value.raw
-    raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
+    raise TypeError(f"objects of type {type(value).__qualname__} have no form in JSON")
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=_as_received)
-
-
-def require_sound(event: Event, data: bytes) -> None:
-    """Hold an event made in Python, and its data, to the rules for a body: what it says must be readable.
-
-    Raises `InvalidEvent`.
-    """
-    # JSON has no form for NaN and infinity; the encoder writes null, or words that are no JSON.
-    if (b"null" in data or b"NaN" in data or b"Infinity" in data) and (
-        lost := list(islice(_not_finite(event), MAX_FAULTS))
-    ):
-        raise InvalidEvent("The event holds numbers that JSON cannot carry.", lost)
-    try:
-        document = decode(data)
-    except MalformedBody as error:
-        raise InvalidEvent(f"The event's JSON could not be read: {error.detail}", error.faults) from None
-    del document["event_type"]
-    structure(document, type(event))
 
 
 # What the decoder does not look at in a raw slice: UTF-8, the depth, and the size of numbers. All of it is checked
@@ -138,7 +165,7 @@ _PEAK = bytes(max(0, *levels) for levels in _LEVELS)
 
 
 def _require_exact(raw: bytes) -> None:
-    """Raise where JSON that was only scanned could not be decoded exactly, or is nested too deep."""
+    """Raise if JSON that was only scanned could not be decoded exactly, or is nested too deep."""
     if not raw.isascii():
         raw.decode()
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
@@ -146,26 +173,17 @@ def _require_exact(raw: bytes) -> None:
     shapes = raw.translate(_NUMBER_SHAPES, b"+-")
     if shapes.count(_LONG_EXPONENT) or shapes.count(_LONG_INTEGER):  # `in` takes longer for a short body
         # Numbers are suspected, maybe only in a string: decode those that are long.
-        numbers = _LONG_NUMBER.findall(_outside_strings(_without_escapes(raw)))
+        numbers = _LONG_NUMBER.findall(outside_strings(without_escapes(raw)))
         decode_value(b"[%b]" % b",".join(numbers))
 
 
 def _depth(raw: bytes) -> int:
-    brackets = _outside_strings(_without_escapes(raw).translate(_BRACKET_BITS, _NO_BRACKETS))
+    brackets = outside_strings(without_escapes(raw).translate(_BRACKET_BITS, _NO_BRACKETS))
     size = -(-len(brackets) // 8)
     eights = int(brackets.ljust(size * 8, b"0"), 2).to_bytes(size)
     before = accumulate(memoryview(eights.translate(_NET)).cast("b"), initial=0)
     deepest: int = max(map(add, before, eights.translate(_PEAK)))
     return deepest
-
-
-def _without_escapes(raw: bytes) -> bytes:
-    """Return JSON in which each quote begins or ends a string."""
-    return raw.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in raw else raw
-
-
-def _outside_strings(text: bytes) -> bytes:
-    return b"".join(text.split(b'"')[::2])
 
 
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB]..)\\u[dD][c-fC-F]")
@@ -185,22 +203,5 @@ def _explain(raw: bytes, error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
         return "An integer is out of range: more than 4300 digits."
     if _LONE_SURROGATE.search(raw):
-        return "A string has a lone surrogate, half of a \\u pair, which is no character (RFC 8259, section 8.2)."
+        return "A string has a lone surrogate, half of a \\u pair, which is not a character (RFC 8259, section 8.2)."
     return f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}."
-
-
-def _not_finite(event: Event) -> Iterator[Fault]:
-    # Pairs of a pointer and a value, of the types to which the encoder would reduce all others. Received JSON has no
-    # such numbers.
-    fields = msgspec.to_builtins(
-        unstructure(event), str_keys=True, builtin_types=(Decimal,), enc_hook=lambda _received: None
-    )
-    left: deque[tuple[str, Any]] = deque([("", fields)])
-    while left:
-        pointer, value = left.popleft()
-        if (isinstance(value, float) and not isfinite(value)) or (isinstance(value, Decimal) and not value.is_finite()):
-            yield Fault(pointer, "out-of-range", "is not a finite number; JSON has no form for it")
-        elif isinstance(value, dict):
-            left.extend((below(pointer, name), each) for name, each in value.items())
-        elif isinstance(value, (list, tuple)):
-            left.extend((below(pointer, index), each) for index, each in enumerate(value))

@@ -1,27 +1,65 @@
-"""How faults are located and worded, and how many of them are told."""
+"""How faults are located and worded, and how many of them an error lists."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-__all__ = ["MAX_FAULTS", "below", "nearest", "shortened"]
+from pulsecart.errors import Fault
+
+__all__ = ["MAX_FAULTS", "below", "closest", "nearest", "refusal", "shortened"]
 
 MAX_FAULTS = 100
-"""How many faults one error lists: more would help nobody, and cost the time of an answer."""
+"""How many faults one error lists. More would help nobody and delay the answer."""
 
 _MAX_NAME = 200
 
 
 def shortened(name: str) -> str:
-    """Return a name that a body brought, cut to a length that is fit for a message."""
+    """Return a name from a body, cut to a length that fits into a message."""
     return name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "…"
 
 
 def below(pointer: str, name: str | int) -> str:
-    """Return the JSON pointer (RFC 6901, section 3) to a member of what another one points to."""
+    """Return the JSON pointer (RFC 6901, section 3) to a member of the value at another pointer."""
     return f"{pointer}/{shortened(str(name)).replace('~', '~0').replace('/', '~1')}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name nearest to this one, or nothing."""
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most similar to this one, or an empty string."""
     matches = difflib.get_close_matches(name, known, n=1) if len(name) <= _MAX_NAME else []
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return matches[0] if matches else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the closest known name, or an empty string."""
+    match = closest(name, known)
+    return f"; did you mean {match!r}?" if match else ""
+
+
+def refusal(error: Exception, pointer: str = "", value: Any = None) -> Fault:
+    """Return the fault for what a validator, a converter or a class has raised about a value."""
+    # attrs' validators put the message first, followed by objects for programs.
+    message = str(error.args[0]) if error.args else type(error).__name__
+    code = getattr(error, "code", "")
+    return Fault(pointer, code or "invalid", message if code else _without_value(message, value))
+
+
+def _without_value(message: str, value: Any) -> str:
+    """Remove a value, which may be personal data, from a message of attrs or Python, and keep the rule."""
+    for part in _parts(value):
+        message = message.removesuffix(f": {part}")
+        if (shown := repr(part)) in message:
+            shown_as = r"(: | ?\((got )?| satisfied for value )"
+            message = re.sub(rf"(?s){shown_as}{re.escape(shown)}(?!\w).*", "", message)
+            message = message.replace(shown, "…") if isinstance(part, str) else message
+    return message
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    yield value
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for each in value:
+            yield from _parts(each)

@@ -1,11 +1,10 @@
-"""Decoded JSON into event classes, strictly and with every fault at once; and back.
+"""Decoded JSON into event classes, strictly and with every fault at once.
 
 cattrs structures each event, with hooks that take away its coercions, and stops at the first fault.
-Only then is the value walked a second time, to explain all that is wrong with it.
+Only then is the value walked a second time, to explain everything that is wrong with it.
 """
 
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
@@ -13,21 +12,21 @@ from functools import cache
 from math import isinf
 from re import ASCII
 from re import compile as regex
-from typing import Any, NewType, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, cast
 
 import attrs
 from attrs import evolve
 from cattrs import Converter
 from cattrs.errors import ForbiddenExtraKeysError
-from cattrs.fns import identity
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.gen import make_dict_structure_fn, override
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe, id_of
-from pulsecart.events.faults import MAX_FAULTS, below, nearest
-from pulsecart.events.lazy import JsonArray, JsonObject
+from pulsecart.events.faults import MAX_FAULTS, below, nearest, refusal
+from pulsecart.events.fieldtypes import AsReceived, UtcDatetime, classes_in, fields_of, read_type
+from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names, repeats_names
 
-__all__ = ["faults", "prepare", "structure", "unstructure"]
+__all__ = ["faults", "prepare", "refused", "structure"]
 
 EventT = TypeVar("EventT", bound=Event)
 Hook = Callable[[Any, Any], Any]
@@ -40,46 +39,43 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
     """
     try:
         return cast(EventT, _hook(cls)(fields, cls))
-    except (ValueError, TypeError, KeyError, ForbiddenExtraKeysError) as error:
+    except (ValueError, TypeError, KeyError, ForbiddenExtraKeysError):
         found = faults(fields, cls)
         if not found:
-            # No field is at fault by itself: the class's own __attrs_post_init__ or converter refused.
-            if not isinstance(error, (ValueError, TypeError)):
-                raise
-            found = [_refusal(error)]
+            raise
     detail = f"The body is not a valid {cls.event_type!r} event."
     raise InvalidEvent(detail, found, event_type=cls.event_type, event_id=id_of(fields))
 
 
-def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True) -> list[Fault]:
+def faults(fields: dict[str, Any], cls: type[Event], *, unknown: bool = True, made: bool = False) -> list[Fault]:
     """Return what is wrong with an event's decoded fields, up to `MAX_FAULTS`.
 
-    Without `unknown`, a field that the class does not have is no fault.
+    Without `unknown`, a field that the class does not have is no fault. If the event was `made` already, only types are
+    compared, and not those of fields with a converter, whose results can have any type.
     """
     found: list[Fault] = []
-    _explain_object(fields, cls, found, unknown=unknown)
+    _explain_object(fields, cls, found, unknown=unknown, made=made)
     return found[:MAX_FAULTS]
 
 
 def prepare(cls: type[Event]) -> None:
-    """Build what `structure` needs for a class, so that start, not the first event, pays and fails.
+    """Build what `structure` needs for a class, so that errors and cost occur at startup, not with the first event.
 
-    Raises `DefinitionError` where the type of a field cannot be read strictly.
+    Raises `DefinitionError` if the type of a field cannot be read strictly.
     """
     name = f"{cls.__module__}.{cls.__qualname__}"
-    _require_readable(cls, name, set())
+    classes_in(cls)
     payload = attrs.fields_dict(cls)["payload"]
-    if payload != attrs.fields_dict(Event)["payload"] and _inner(payload.type or Any)[0] not in ("object", "dict"):
+    if payload != attrs.fields_dict(Event)["payload"] and read_type(payload.type or Any)[0] not in ("object", "dict"):
         raise DefinitionError(f"{name}.payload: a payload is an object: type it with an attrs class or dict[str, X]")
     try:
         _hook(cls)
     except RecursionError:
-        raise DefinitionError(f"{name}: a class is a part of itself; make that X | None, or a list") from None
-    _converter.get_unstructure_hook(cls)
+        raise DefinitionError(f"{name}: a class contains itself; make that X | None, or a list") from None
 
 
 # Scalars. JSON decodes to these types exactly (numbers to int and Decimal), and no value is turned
-# into another kind: "3" is no number, null is no string, true is no 1.
+# into another kind: "3" is not read as a number, null not as a string, true not as 1.
 
 
 def _string(value: Any, _type: Any = None) -> str:
@@ -141,15 +137,12 @@ def _utc_timestamp(value: Any, _type: Any = None) -> datetime:
 
 
 def _anything(value: Any, _type: Any = None) -> Any:
-    return value.value if type(value) in (JsonObject, JsonArray) else value
+    return _decoded(value) if type(value) in (JsonObject, JsonArray) else value
 
 
 def _as_received(value: Any, _type: Any = None) -> Any:
     return value
 
-
-_Utc = NewType("_Utc", datetime)
-_Payload = NewType("_Payload", object)
 
 _SCALARS: dict[Any, Hook] = {
     str: _string,
@@ -158,75 +151,17 @@ _SCALARS: dict[Any, Hook] = {
     Decimal: _number,
     float: _binary64,
     datetime: _timestamp,
-    _Utc: _utc_timestamp,
+    UtcDatetime: _utc_timestamp,
     Any: _anything,
-    _Payload: _as_received,
+    AsReceived: _as_received,
 }
-
-# The two optional fields of every event. Their classes say `None` for "not yet enriched"; a body
-# leaves them out, and a null in a body is as wrong there as in any string.
-_READ_AS = {"event_id": str, "timestamp": _Utc}
 
 
 # Types made of types.
 
 
-def _read_type(type_: Any) -> tuple[str, Any]:
-    """Say how a type is read from JSON, and the type inside it, where there is one."""
-    if type_ in _SCALARS:
-        return "scalar", type_
-    if isinstance(type_, type) and issubclass(type_, Enum) and {type(m.value) for m in type_} <= {str, int}:
-        return "enum", type_
-    if isinstance(type_, type) and attrs.has(type_):
-        return "object", type_
-    origin, args = get_origin(type_) or type_, get_args(type_)
-    if origin is list:
-        return "list", args[0] if args else Any
-    if origin is dict and (not args or args[0] is str):
-        return "dict", args[1] if args else Any
-    if origin in (Union, types.UnionType) and len(args) == 2 and type(None) in args:
-        return "optional", args[0] if args[1] is type(None) else args[1]
-    raise DefinitionError(
-        f"the type {type_!r} has no strict reading from JSON; use str, bool, int, Decimal, float, datetime, "
-        "an Enum of strings or integers, X | None, list[X], dict[str, X] or an attrs class"
-    )
-
-
-_inner: Callable[[Any], tuple[str, Any]] = cache(_read_type)
-
-
-def _resolved(cls: type) -> type:
-    """Return the class, with annotations that are strings made types, and Annotated[X, …] made X."""
-    return attrs.resolve_types(cls, include_extras=False)
-
-
-@cache
-def _fields(cls: type) -> dict[str, Any]:
-    """Return the types of the fields that a body may have for an attrs class, by name."""
-    fields = {a.name: a.type or Any for a in attrs.fields(_resolved(cls)) if a.init}
-    if issubclass(cls, Event):
-        fields |= _READ_AS
-        if fields["payload"] is Any:
-            fields["payload"] = _Payload
-    return fields
-
-
-def _require_readable(type_: Any, where: str, seen: set[type]) -> None:
-    try:
-        kind, inner = _inner(type_)
-        fields = _fields(inner) if kind == "object" and inner not in seen else {}
-    except Exception as error:  # an annotation that is a string can raise whatever Python can
-        raise DefinitionError(f"{where}: {error}") from error
-    if kind == "object":
-        seen.add(inner)
-        for name, field_type in fields.items():
-            _require_readable(field_type, f"{where}.{name}", seen)
-    elif kind in ("list", "dict", "optional"):
-        _require_readable(inner, where, seen)
-
-
 def _make_hook(type_: Any) -> Hook:
-    kind, inner = _inner(type_)
+    kind, inner = read_type(type_)
     return _HOOKS[kind](inner)
 
 
@@ -272,7 +207,7 @@ def _optional_hook(some: Any) -> Hook:
 
 
 def _object_hook(cls: type) -> Hook:
-    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in _fields(cls).items()}
+    overrides: Any = {name: override(struct_hook=_hook(type_)) for name, type_ in fields_of(cls).items()}
     generated: Hook = make_dict_structure_fn(
         cls, _converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **overrides
     )
@@ -284,17 +219,24 @@ def _object_hook(cls: type) -> Hook:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    value = value.value if type(value) is JsonObject else value
+    value = _decoded(value) if type(value) is JsonObject else value
     if type(value) is not dict:
         raise FieldError(f"expected an object, got {describe(value)}", "wrong-type")
     return value
 
 
 def _array(value: Any) -> list[Any]:
-    value = value.value if type(value) is JsonArray else value
+    value = _decoded(value) if type(value) is JsonArray else value
     if type(value) is not list:
         raise FieldError(f"expected an array, got {describe(value)}", "wrong-type")
     return value
+
+
+def _decoded(value: JsonObject | JsonArray) -> Any:
+    # Unlike an untyped payload it is not published as it was received, so a repeated name would lose a value.
+    if repeats_names(value):
+        raise FieldError("is there more than once", "duplicate")
+    return value.value
 
 
 _HOOKS: dict[str, Callable[[Any], Hook]] = {
@@ -306,131 +248,106 @@ _HOOKS: dict[str, Callable[[Any], Hook]] = {
     "optional": _optional_hook,
 }
 
-
-# The way out. Only attrs classes need to be taken apart: the JSON encoder reads all other types as they are, and
-# would read attrs classes too, but by their slots: without private fields, and with cached properties.
-
-
-def unstructure(event: Event) -> dict[str, Any]:
-    """Return the fields of an event by name, with attrs classes inside as dicts. All else is left as it is."""
-    fields: dict[str, Any] = _converter.unstructure(event)
-    return fields
-
-
-def _is_plain(type_: Any) -> bool:
-    kind, inner = _inner(type_)
-    return kind in ("scalar", "enum") or (kind != "object" and _is_plain(inner))
-
-
-def _object_unstructure_hook(cls: type, converter: Converter) -> Callable[[Any], Any]:
-    return make_dict_unstructure_fn(_resolved(cls), converter)
-
-
 _converter = Converter(detailed_validation=False)
-_converter.register_unstructure_hook_factory(attrs.has, _object_unstructure_hook)
-_converter.register_unstructure_hook_factory(_is_plain, lambda _type: identity)
 
 
-# The second walk. It finds a fault exactly where the first one stops, and goes on.
+# The second walk. It finds a fault exactly where the first one stops, and continues.
 
 
-def _explain(value: Any, type_: Any, found: list[Fault]) -> Any:
-    """Add what is wrong with a value to `found`. Where nothing is, return it structured."""
-    kind, inner = _inner(type_)
+def _explain(value: Any, type_: Any, found: list[Fault], *, made: bool) -> Any:
+    """Add what is wrong with a value to `found`. If nothing is, return it structured."""
+    kind, inner = read_type(type_)
     try:
         if kind == "object":
-            return _explain_object(_object(value), inner, found)
+            return _explain_object(_object(value), inner, found, made=made)
         if kind == "list":
-            return [_explain_member(n, each, inner, found) for n, each in enumerate(_array(value))]
+            return [_explain_member(n, each, inner, found, made=made) for n, each in enumerate(_array(value))]
         if kind == "dict":
-            return {name: _explain_member(name, each, inner, found) for name, each in _object(value).items()}
+            return {name: _explain_member(name, each, inner, found, made=made) for name, each in _object(value).items()}
         if kind == "optional":
-            return None if value is None else _explain(value, inner, found)
+            return None if value is None else _explain(value, inner, found, made=made)
         return _hook(type_)(value, type_)
     except FieldError as error:
-        found.append(_refusal(error))
+        pointers = repeated_names(value)[:MAX_FAULTS] if error.code == "duplicate" else [""]
+        found += [refusal(error, pointer) for pointer in pointers]
 
 
-def _explain_member(name: str | int, value: Any, type_: Any, found: list[Fault]) -> Any:
+def _explain_member(name: str | int, value: Any, type_: Any, found: list[Fault], *, made: bool) -> Any:
     count = len(found)
     if count >= MAX_FAULTS:
         return None
-    member = _explain(value, type_, found)
-    # A pointer is made only where there is a fault, from the inside out.
+    member = _explain(value, type_, found, made=made)
+    # A pointer is made only for a fault, from the inside out.
     found[count:] = [evolve(fault, pointer=below("", name) + fault.pointer) for fault in found[count:]]
     return member
 
 
-def _explain_object(value: dict[str, Any], cls: type, found: list[Fault], *, unknown: bool = True) -> Any:
+def _explain_object(
+    value: dict[str, Any], cls: type, found: list[Fault], *, unknown: bool = True, made: bool = False
+) -> Any:
     before = len(found)
-    # As much of an instance as the value allows, for validators that look at their neighbours.
-    instance: Any = object.__new__(cls)
-    fields = _fields(cls)
+    types, members = fields_of(cls), {}
     for attribute in attrs.fields(cls):
         name, count = attribute.name, len(found)
-        if name in value and name in fields:
-            member = _explain_member(name, value[name], fields[name], found)
-        elif attribute.default is not attrs.NOTHING:
-            member = _default(attribute, instance, whole=count == before)
-        else:
-            member = attrs.NOTHING
-            if attribute.init:
-                found.append(Fault(below("", name), "missing", "is required, but missing"))
-        if len(found) == count and member is not attrs.NOTHING:
-            _set(instance, attribute, member, found)
-    _validate(value, instance, found, whole=len(found) == before)
+        if name in value and name in types:
+            type_ = AsReceived if made and attribute.converter else types[name]
+            member = _explain_member(name, value[name], type_, found, made=made)
+            if len(found) == count:
+                members[name] = member
+        elif attribute.init and attribute.default is attrs.NOTHING:
+            found.append(Fault(below("", name), "missing", "is required, but missing"))
+    instance = None if made else _make(cls, members, found, complete=len(found) == before)
+    known = [*(attrs.fields_dict(cls) if made else types)] + ["event_type"] * issubclass(cls, Event)
     for name in value if unknown else ():
-        if name not in fields and len(found) < MAX_FAULTS:
-            known = [*fields, "event_type"] if issubclass(cls, Event) else [*fields]
+        if name not in known and len(found) < MAX_FAULTS:
             hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
-            found.append(Fault(below("", name), "unknown", f"is no field here{hint}"))
+            found.append(Fault(below("", name), "unknown", f"is not a known field{hint}"))
     return instance
 
 
-_FACTORY: Any = attrs.Factory  # a class, though typed as a function
-
-
-def _default(attribute: "attrs.Attribute[Any]", instance: Any, *, whole: bool) -> Any:
-    default: Any = attribute.default
-    if not isinstance(default, _FACTORY):
-        return default
-    if not default.takes_self:
-        return default.factory()
-    # It may look at a neighbour, which has to be there.
-    return default.factory(instance) if whole else attrs.NOTHING
-
-
-def _set(instance: Any, attribute: "attrs.Attribute[Any]", value: Any, found: list[Fault]) -> None:
-    converter: Any = attribute.converter
-    with_more: Any = attrs.Converter  # a generic class, whose attributes the stubs do not show
-    try:
-        if isinstance(converter, with_more):
-            given = [instance] * converter.takes_self + [attribute] * converter.takes_field
-            value = converter.converter(value, *given)
-        elif converter is not None:
-            value = converter(value)
-    except (ValueError, TypeError) as error:
-        found.append(_refusal(error, below("", attribute.name)))
+def _make(cls: type, members: dict[str, Any], found: list[Fault], *, complete: bool) -> Any:
+    """Make an instance of the values that are right, or add what the rules of the class refuse to `found`."""
+    instance: Any = object.__new__(cls)
+    fields, error = attrs.fields(cls), None
+    if complete:
+        try:
+            instance.__init__(**{a.alias: members[a.name] for a in fields if a.name in members})
+        except (ValueError, TypeError) as refused_by_class:
+            error = refused_by_class
+        else:
+            return instance
     else:
-        object.__setattr__(instance, attribute.name, value)
+        # The class needs all of its fields. Its validators can judge each value that no converter changes.
+        for attribute in fields:
+            if attribute.name in members and attribute.converter is None:
+                object.__setattr__(instance, attribute.name, members[attribute.name])
+    # Fields are set in their order, before any validator runs: a converter has refused the first that is not set.
+    unset = [a.name for a in fields if (a.init or a.default is not attrs.NOTHING) and not hasattr(instance, a.name)]
+    by_validators = refused(instance, members, complete=not unset)
+    found += by_validators
+    if error and unset:
+        found.append(refusal(error, below("", unset[0]), members.get(unset[0])))
+    elif error and not by_validators:
+        found.append(refusal(error, "", members))
+    return None
 
 
-def _validate(value: dict[str, Any], instance: Any, found: list[Fault], *, whole: bool) -> None:
+def refused(instance: Any, names: Container[str], *, complete: bool = True) -> list[Fault]:
+    """Return what the validators of an attrs instance's fields refuse, for the fields of these names.
+
+    If the instance is not `complete`, validators that look at a missing field are left out.
+    """
+    found = []
     for attribute in attrs.fields(type(instance)):
         name = attribute.name
-        if attribute.validator is None or name not in value or not hasattr(instance, name):
+        if attribute.validator is None or name not in names or not hasattr(instance, name):
             continue
+        value = getattr(instance, name)
         try:
-            attribute.validator(instance, attribute, getattr(instance, name))
+            attribute.validator(instance, attribute, value)
         except (ValueError, TypeError) as error:
-            found.append(_refusal(error, below("", name)))
+            found.append(refusal(error, below("", name), value))
         except AttributeError:
-            # It looks at a neighbour that is itself at fault, and can judge once that is mended.
-            if whole:
+            if complete:
                 raise
-
-
-def _refusal(error: Exception, pointer: str = "") -> Fault:
-    # attrs' own validators put the message first, and more for programs behind it.
-    message = str(error.args[0]) if error.args else type(error).__name__
-    return Fault(pointer, getattr(error, "code", "invalid"), message)
+    return found

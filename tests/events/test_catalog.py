@@ -1,5 +1,8 @@
 import sys
 import textwrap
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
 
 import attrs
 import pytest
@@ -46,7 +49,7 @@ def module(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_the_catalog_is_that_of_the_contract():
+def test_catalog_matches_the_contract():
     """The eight types, their classes, own fields and topics are those of the contract."""
     common = set(attrs.fields_dict(Event))
     found = {
@@ -69,7 +72,7 @@ def test_events_are_frozen_slotted_and_keyword_only(cls):
         cls("u", {})
 
 
-def test_a_users_module_adds_event_types(module):
+def test_module_of_a_user_adds_event_types(module):
     """A module named in the settings adds its classes to the built-in ones."""
     module("shop_a.events", '@event("a.b", topic="shop")\n@frozen(kw_only=True)\nclass A(Event):\n    colour: str\n')
     found = load_catalog(["shop_a.events"])
@@ -79,7 +82,7 @@ def test_a_users_module_adds_event_types(module):
     assert len(list(found)) == 9
 
 
-def test_a_package_brings_the_classes_of_its_modules(module):
+def test_package_contributes_the_classes_of_its_modules(module):
     """Naming a package is enough for classes in modules that it imports, and for those it only imports by name."""
     module("shop_b.events.orders", '@event("b.1", topic="shop")\n@frozen(kw_only=True)\nclass B(Event): ...\n')
     module("elsewhere_b", '@event("b.2", topic="shop")\n@frozen(kw_only=True)\nclass C(Event): ...\n')
@@ -100,14 +103,14 @@ def test_string_annotations_are_understood(module):
         load_catalog(["shop_f"]).structure({"event_type": "f.g", "user_id": "u", "payload": {}, "number": "3"})
 
 
-def test_the_same_class_met_twice_is_no_conflict(module):
+def test_same_class_in_two_modules_is_not_a_conflict(module):
     """Two modules may share a class; a module may be named twice, or import a built-in class."""
     module("shop_c", '@event("c.d", topic="shop")\n@frozen(kw_only=True)\nclass C(Event): ...\n')
     module("shop_d", "from shop_c import C\nfrom pulsecart.events import OrderPlaced\n")
     assert len(list(load_catalog(["shop_c", "shop_d", "shop_c"]))) == 9
 
 
-def test_an_entry_point_adds_event_types(module, tmp_path):
+def test_entry_point_adds_event_types(module, tmp_path):
     """An installed package adds its classes through the entry-point group pulsecart.events."""
     module("shop_e", '@event("e.f", topic="shop")\n@frozen(kw_only=True)\nclass E(Event): ...\n')
     installed = tmp_path / "shop_e-1.0.dist-info"
@@ -117,8 +120,8 @@ def test_an_entry_point_adds_event_types(module, tmp_path):
     assert "e.f" in {cls.event_type for cls in load_catalog()}
 
 
-def test_two_classes_for_one_type_are_refused_naming_both(module):
-    """A conflict stops the start and names both classes."""
+def test_two_classes_for_one_event_type_are_refused(module):
+    """A conflict is a DefinitionError that names both classes."""
     module("shop_g", '@event("order.placed", topic="shop")\n@frozen(kw_only=True)\nclass Mine(Event): ...\n')
     with pytest.raises(
         DefinitionError, match=r"'order.placed': pulsecart\.events\.commerce\.OrderPlaced and shop_g\.Mine"
@@ -136,8 +139,8 @@ def test_two_classes_for_one_type_are_refused_naming_both(module):
         ('@event("h.i")\n@frozen(kw_only=True)\nclass H(Event): ...\n', "names no topic"),
     ],
 )
-def test_a_module_that_does_not_work_is_refused_by_name(module, text, says):
-    """A module that does not import, or has nothing to offer, stops the start, is named, and so is its cause."""
+def test_module_that_fails_to_import_is_named(module, text, says):
+    """A module that does not import, or declares no event class, is named with the cause."""
     module("shop_h", text)
     with pytest.raises(DefinitionError) as caught:
         load_catalog(["shop_h"])
@@ -145,12 +148,13 @@ def test_a_module_that_does_not_work_is_refused_by_name(module, text, says):
     assert says in str(caught.value)
 
 
-def test_an_unknown_module_is_refused_by_name():
-    """A module that does not exist stops the start and is named."""
+def test_unknown_module_is_named():
+    """A module that does not exist is named in the error."""
     with pytest.raises(DefinitionError, match="'no_shop' .PULSECART_EVENTS. does not import"):
         load_catalog(["no_shop"])
 
 
+ODD_OFFSET = timezone(timedelta(minutes=9, seconds=21))
 KEYWORD_ONLY = frozen(kw_only=True)
 
 
@@ -162,16 +166,19 @@ def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **me
     ("make", "says"),
     [
         (lambda: declare(topic=""), "names no topic"),
-        (lambda: declare(topic="projects/p/topics/t"), "no Pub/Sub topic name"),
-        (lambda: declare(topic="ab"), "no Pub/Sub topic name"),
-        (lambda: declare(topic="google-topic"), "no Pub/Sub topic name"),
-        (lambda: declare(topic=3), "no Pub/Sub topic name"),
+        (lambda: declare(topic="projects/p/topics/t"), "not a Pub/Sub topic name"),
+        (lambda: declare(topic="ab"), "not a Pub/Sub topic name"),
+        (lambda: declare(topic="google-topic"), "not a Pub/Sub topic name"),
+        (lambda: declare(topic=3), "not a Pub/Sub topic name"),
         (lambda: declare(name=""), "1 to 1024 bytes"),
         (lambda: declare(name="é" * 513), "1 to 1024 bytes"),
         (lambda: declare(name="\ud800"), "1 to 1024 bytes"),
         (lambda: event(OrderPlaced), "with the event type's name first"),
-        (lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}), "'user_id' is every event's"),
-        (lambda: declare(timestamp=field(default=None)), "'timestamp' is every event's"),
+        (
+            lambda: declare(user_id=field(default=""), __annotations__={"user_id": str}),
+            "'user_id' belongs to every event",
+        ),
+        (lambda: declare(timestamp=field(default=None)), "'timestamp' belongs to every event"),
         (lambda: declare(payload=field(factory=dict)), "payload is required"),
         (lambda: declare(base=object), "extend pulsecart.Event"),
         (lambda: declare(decorate=lambda cls: cls), "put @frozen"),
@@ -181,13 +188,13 @@ def declare(*, name="t.u", topic="shop", decorate=KEYWORD_ONLY, base=Event, **me
         (lambda: Catalog([Event]), "not declared"),
     ],
 )
-def test_a_class_that_cannot_work_is_refused_with_the_remedy(make, says):
-    """What is wrong with a declaration is found where it stands, not at the first event."""
+def test_invalid_declaration_is_refused_with_a_remedy(make, says):
+    """A wrong declaration is an error when it is made, not with the first event."""
     with pytest.raises(DefinitionError, match=says):
         make()
 
 
-def test_a_class_that_is_not_frozen_is_refused():
+def test_class_that_is_not_frozen_is_refused():
     """A mutable event could change between validation and publishing."""
 
     @define(kw_only=True)
@@ -198,8 +205,22 @@ def test_a_class_that_is_not_frozen_is_refused():
         event("m.n", topic="shop")(Mutable)
 
 
-def test_a_subclass_does_not_inherit_its_parents_declaration():
-    """A class says its own event type and topic; a catalog takes none that does not."""
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("-inf"), Decimal("NaN"), datetime(1890, 1, 1, tzinfo=ODD_OFFSET)]
+)
+def test_default_that_json_cannot_carry_is_refused(value):
+    """A catalog refuses a class with a default that could not be published, naming the field."""
+
+    @frozen
+    class Line:
+        price: Any = value
+
+    with pytest.raises(DefinitionError, match=r"Declared\.lines\.price: its default (is not a finite|has an offset)"):
+        Catalog([declare(lines=field(factory=list), __annotations__={"lines": list[Line]})])
+
+
+def test_subclass_does_not_inherit_the_declaration():
+    """A class has to declare its own event type and topic."""
 
     @frozen(kw_only=True)
     class Express(OrderPlaced): ...
@@ -208,8 +229,8 @@ def test_a_subclass_does_not_inherit_its_parents_declaration():
         Catalog([Express])
 
 
-def test_a_class_that_was_not_declared_is_named(module):
-    """A forgotten decorator beside declared classes is found at start; a base class of others is none."""
+def test_undeclared_class_in_a_module_is_named(module):
+    """A class without the decorator is an error, unless it is a base class of declared ones."""
     base = "@frozen(kw_only=True)\nclass Base(Event): ...\n"
     module("shop_i", base + '@event("i.1", topic="shop")\n@frozen(kw_only=True)\nclass One(Base): ...\n')
     assert "i.1" in {cls.event_type for cls in load_catalog(["shop_i"])}
@@ -218,27 +239,53 @@ def test_a_class_that_was_not_declared_is_named(module):
         load_catalog(["shop_j"])
 
 
-def test_a_missing_event_type_lists_the_known_ones():
-    """Without event_type the caller learns which there are."""
+def test_missing_event_type_lists_the_known_ones():
+    """Without event_type the error lists the known event types."""
     with pytest.raises(MissingEventType) as caught:
         load_catalog().structure({})
     assert [fault.pointer for fault in caught.value.faults] == ["/event_type", "/user_id", "/payload"]
     assert "order.placed" in caught.value.faults[0].message
-    with pytest.raises(MissingEventType, match="did you mean 'event_typ'"):
+    with pytest.raises(MissingEventType, match="did you mean 'event_type'"):
         load_catalog().structure({"event_typ": "order.placed"})
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (
+            {"eventType": "order.placed", "userId": "u", "orderId": "o", "payload": {}},
+            ["/event_type", "/user_id", "/order_id", "/eventType", "/userId", "/orderId"],
+        ),
+        ({"eventType": "order.place", "userId": "u"}, ["/event_type", "/eventType", "/user_id", "/payload"]),
+        ({"eventType": {}, "user_id": 3, "payload": {}}, ["/event_type", "/eventType", "/user_id"]),
+        ({"event_id": "e", "user_id": "u", "payload": {}}, ["/event_type"]),
+    ],
+)
+def test_misspelt_event_type_is_reported_with_the_other_faults(body, pointers):
+    """A body in camelCase learns how each of its fields is spelled, by its event type where that is known."""
+    with pytest.raises(MissingEventType) as caught:
+        load_catalog().structure(body)
+    messages = {fault.pointer: fault.message for fault in caught.value.faults}
+    assert list(messages) == pointers
+    assert "did you mean" not in messages["/event_type"]
+    spelled = {"/eventType": "event_type", "/userId": "user_id", "/orderId": "order_id"}
+    assert all(
+        messages[each] == f"is not a known field; did you mean {spelled[each]!r}?"
+        for each in spelled.keys() & messages.keys()
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "code"), [(None, "wrong-type"), (3, "wrong-type"), (["x"], "wrong-type"), ("", "empty")]
 )
-def test_an_event_type_that_is_no_name_is_invalid(value, code):
+def test_event_type_of_another_kind_is_invalid(value, code):
     """An event_type of another kind is an invalid field, named with the faults of the other known fields."""
     with pytest.raises(InvalidEvent) as caught:
         load_catalog().structure({"event_type": value, "user_id": "", "payload": {}, "own": 1})
     assert [(f.pointer, f.code) for f in caught.value.faults] == [("/event_type", code), ("/user_id", "empty")]
 
 
-def test_an_unknown_event_type_names_the_nearest():
+def test_unknown_event_type_names_the_nearest():
     """A misspelt event_type is answered with the one that was probably meant, and the other faults."""
     with pytest.raises(UnknownEventType, match="did you mean 'order.placed'") as caught:
         load_catalog().structure({"event_type": "order.place", "user_id": 3, "payload": {}})
@@ -265,13 +312,13 @@ def test_an_unknown_event_type_names_the_nearest():
         },
     ],
 )
-def test_an_event_made_in_python_keeps_the_rules_too(fields):
-    """The same rules hold for events made by a constructor; a breach is a ValueError there."""
+def test_constructor_enforces_the_common_rules(fields):
+    """The same rules hold for events made by a constructor, which raises a ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011
         OrderPlaced(**({"user_id": "u", "payload": {}, "order_id": "o"} | fields))
 
 
-def test_a_limit_in_bytes_counts_bytes():
+def test_max_bytes_counts_bytes():
     """max_bytes counts UTF-8, so that a limit holds on the wire."""
     validate = max_bytes(4)
     validate(None, None, "éé")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pulsecart import Catalog, Event, InvalidEvent, MalformedBody, event
 from pulsecart.events import JsonObject, OrderPlaced
-from pulsecart.events.codec import MAX_DEPTH, MAX_NAMES, decode, encode, require_sound
+from pulsecart.events.codec import MAX_DEPTH, MAX_NAMES, decode, encode, encode_made
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -69,7 +69,8 @@ def order(**changes) -> OrderPlaced:
         (b"true", "true"),
         (b'{"a":' + b"9" * 4301 + b"}", "4300 digits"),
         (b'{"a":' + b"9" * 10_000_000 + b"}", "4300 digits"),
-        (b'{"a":[-' + b"9" * 4300 + b"]}", "4300 digits"),
+        (b'{"a":[-' + b"9" * 4301 + b"]}", "4300 digits"),
+        (b'{"a":-' + b"9" * 4301 + b"}", "4300 digits"),
         (b'{"a":["\\"",' + b"9" * 4301 + b"]}", "4300 digits"),
         (b'{"a":[1e99999999999999999999]}', "exponent"),
         (b'{"a":[1E-99999999999999999999]}', "exponent"),
@@ -83,7 +84,7 @@ def order(**changes) -> OrderPlaced:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_what_is_no_readable_object_is_refused_and_told_why(raw, says):
+def test_malformed_body_is_refused_with_the_reason(raw, says):
     """Whatever cannot be read as one JSON object without loss is a MalformedBody that names the reason."""
     with pytest.raises(MalformedBody) as caught:
         decode(raw)
@@ -100,10 +101,21 @@ def test_nesting_is_allowed_down_to_the_limit():
 
 @pytest.mark.parametrize(
     "number",
-    ["89.90", "1", "-0.0", "0.1", "1E+400", "1E-400", "18446744073709551616", "1." + "0" * 40 + "1", "9" * 4300],
+    [
+        "89.90",
+        "1",
+        "-0.0",
+        "0.1",
+        "1E+400",
+        "1E-400",
+        "18446744073709551616",
+        "1." + "0" * 40 + "1",
+        "9" * 4300,
+        "-" + "9" * 4300,
+    ],
 )
 def test_numbers_keep_every_digit(number):
-    """What a number says in a body, it says in the message, digit for digit."""
+    """A number is the same in the message as in the body, digit for digit."""
     made = order(payload=decode(b'{"n":%b}' % number.encode()))
     assert b'"payload":{"n":%b}' % number.encode() in encode(made)
 
@@ -121,15 +133,15 @@ def test_numbers_keep_every_digit(number):
         (b'{"a/b~c":1,"a/b~c":1}', ["/a~1b~0c"]),
     ],
 )
-def test_a_name_that_is_there_twice_is_refused(raw, names):
+def test_repeated_top_level_name_is_refused(raw, names):
     """A duplicate top-level name loses a value, however it is spelled, so the body is refused, naming it."""
     with pytest.raises(MalformedBody) as caught:
         decode(raw)
     assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(name, "duplicate") for name in names]
 
 
-def test_a_flood_of_duplicates_is_told_in_short():
-    """Many names, many of them twice, or a very long one, make no long answer (nor take minutes, as they once did)."""
+def test_many_repeated_names_give_a_short_error():
+    """Many names, many of them repeated, or a very long one, neither make a long error nor take long."""
     many = [f'"{number}":1' for number in range(500)]
     for pairs in (many + many[:1], many + many, [f'"{"x" * 500_000}":1'] * 2):
         with pytest.raises(MalformedBody) as caught:
@@ -149,13 +161,13 @@ def test_a_flood_of_duplicates_is_told_in_short():
         json.dumps({str(n): n for n in range(100)}).encode(),
     ],
 )
-def test_a_name_used_elsewhere_is_no_duplicate(raw):
-    """Names of nested objects, texts that look like names, and escapes are no duplicates."""
+def test_name_used_elsewhere_is_not_a_duplicate(raw):
+    """Names of nested objects, texts that look like names, and escapes are not duplicates."""
     assert decode(raw) == json.loads(raw)
 
 
 @pytest.mark.parametrize("name", ['"{}"', '"a"'], ids=["distinct", "the same"])
-def test_more_names_than_the_limit_are_refused(name):
+def test_more_fields_than_the_limit_are_refused(name):
     """The number of top-level fields is limited, so that to look for duplicates takes little time."""
     members = [f"{name.format(number)}:0" for number in range(MAX_NAMES + 1)]
     with pytest.raises(MalformedBody, match="more than 1,000 fields"):
@@ -176,7 +188,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values))
-def test_what_is_encoded_decodes_to_the_same(payload):
+def test_encoded_payload_decodes_to_the_same(payload):
     """Any JSON payload comes out as it went in."""
     assert decode(encode(order(payload=payload)))["payload"] == payload
 
@@ -185,7 +197,7 @@ names = st.sampled_from(["a", "b", "user_id", "é"])
 
 
 @given(st.lists(st.tuples(names, st.booleans(), st.sampled_from(["1", '"a"', '{"b":1}', '"\\u0061"', '"\\\\"']))))
-def test_duplicates_are_found_exactly(pairs):
+def test_repeated_names_are_found_exactly(pairs):
     """The quick look for duplicates agrees with a parse in pairs, whatever the spelling and the values."""
 
     def spelled(name: str, escaped: bool) -> str:
@@ -200,7 +212,7 @@ def test_duplicates_are_found_exactly(pairs):
             decode(raw.encode())
 
 
-def test_the_event_type_leads_and_times_are_in_utc():
+def test_event_type_comes_first_and_times_are_in_utc():
     """A message is the whole event, event_type first, timestamp as RFC 3339 with Z."""
     assert encode(order()) == (
         b'{"event_type":"order.placed","event_id":"e","timestamp":"2026-01-31T12:00:00Z",'
@@ -224,15 +236,15 @@ class Point:
         ({"point": Point(float("nan"))}, "/payload/point/x"),
     ],
 )
-def test_numbers_that_json_has_no_form_for_are_refused(payload, pointer):
+def test_nan_and_infinity_are_refused(payload, pointer):
     """NaN and infinity in an event made in Python are refused with their place, not published as null."""
     made = order(payload=payload)
     with pytest.raises(InvalidEvent) as caught:
-        require_sound(made, encode(made))
+        encode_made(made)
     assert [fault.pointer for fault in caught.value.faults] == [pointer]
 
 
-def test_such_a_number_in_a_typed_payload_is_named_too():
+def test_nan_in_a_typed_payload_is_refused():
     """The place of a NaN inside an attrs class is named like any other."""
 
     @frozen
@@ -246,45 +258,44 @@ def test_such_a_number_in_a_typed_payload_is_named_too():
 
     sold = Sold(event_id="e", timestamp=NOON, user_id="u", payload=Line(float("nan")))
     with pytest.raises(InvalidEvent, match="/payload/price"):
-        require_sound(sold, encode(sold))
+        encode_made(sold)
 
 
 @pytest.mark.parametrize("payload", [{"a": None}, {"a": "null NaN Infinity", "b": 1.5, "c": Decimal("1E+400")}])
-def test_null_and_words_like_nan_are_no_such_numbers(payload):
+def test_null_and_the_word_nan_are_accepted(payload):
     """None, the words, and numbers over the range of a float pass."""
     made = order(payload=payload)
-    require_sound(made, encode(made))
+    encode_made(made)
 
 
-def test_an_event_made_in_python_has_the_same_limit_of_depth():
-    """Nesting over 128 is refused on the way out too, as no consumer of ours would read it."""
+def test_event_made_in_python_has_the_limit_of_depth():
+    """Nesting over 128 is refused in Python too, since it would be refused as a body."""
     made = order(payload=deep(MAX_DEPTH - 2))
-    require_sound(made, encode(made))
+    encode_made(made)
     made = order(payload=deep(MAX_DEPTH - 1))
     with pytest.raises(InvalidEvent, match="128 deep"):
-        require_sound(made, encode(made))
+        encode_made(made)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"payload": {Decimal("1.5"): 1}}, "could not be read"),
         ({"payload": {"a": deep(980)}}, "deep|depth"),
         ({"order_id": "o", "timestamp": None}, "/timestamp"),
     ],
 )
-def test_data_that_could_not_be_read_back_is_refused(changes, says):
-    """What pulsecart itself would refuse as a body is not published for an event made in Python either."""
+def test_event_that_would_be_refused_as_a_body_is_refused(changes, says):
+    """An event made in Python is not published if its JSON would be refused as a body."""
     made = order(**changes)
     with pytest.raises(InvalidEvent, match=says):
-        require_sound(made, encode(made))
+        encode_made(made)
 
 
 @pytest.mark.parametrize("value", [object(), "\ud800", 10**5000, 1j], ids=["object", "surrogate", "digits", "complex"])
-def test_what_json_cannot_carry_is_refused(value):
+def test_value_without_a_json_form_is_refused(value):
     """A value without a JSON form is an InvalidEvent that says which."""
     with pytest.raises(InvalidEvent, match="cannot be written as JSON"):
-        encode(order(payload={"a": value}))
+        encode_made(order(payload={"a": value}))
 
 
 RECEIVED = rb'{ "n": 1.50, "e":1E+2,"a":["\u00e9", null] , "o":{"b":1,"b":-0} }'
@@ -296,7 +307,7 @@ def received(payload: bytes = RECEIVED) -> Any:
     return CATALOG.structure(decode(body))
 
 
-def test_an_untyped_payload_is_published_as_it_was_received():
+def test_untyped_payload_is_published_as_received():
     """The payload's bytes are passed on, whatever has been read of it, also by copies of the event."""
     made = received()
     for each in (made, attrs.evolve(made, event_id="f"), pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
@@ -304,11 +315,11 @@ def test_an_untyped_payload_is_published_as_it_was_received():
         assert each.payload["n"] == Decimal("1.50")
         assert b'"payload":' + RECEIVED + b"," in encode(each)
     nested = order(payload={"first": [made.payload]})
-    require_sound(nested, encode(nested))
-    assert b'"payload":{"first":[' + RECEIVED + b"]}," in encode(nested)
+    encode_made(nested)
+    assert b'"payload":{"first":[' + RECEIVED + b"]}," in encode_made(nested)
 
 
-def test_a_received_payload_is_a_read_only_mapping():
+def test_received_payload_is_a_read_only_mapping():
     """It is read like a dict, with exact numbers, and is equal to any mapping of the same members."""
     payload = received().payload
     members = {"n": Decimal("1.50"), "e": Decimal("1E+2"), "a": ["é", None], "o": {"b": 0}}
@@ -331,7 +342,7 @@ def test_a_received_payload_is_a_read_only_mapping():
         hash(payload)
 
 
-def test_what_is_received_takes_little_more_memory_than_its_bytes():
+def test_received_payload_takes_little_more_memory_than_its_bytes():
     """No object is made for what an untyped payload, or a field of a wrong kind, holds."""
     arrays = b"[" + b"[]," * 100_000 + b"[]]"
     body = b'{"event_type":"order.placed","order_id":%b,"payload":{"v":%b}}' % (arrays, arrays)
@@ -345,7 +356,7 @@ def test_what_is_received_takes_little_more_memory_than_its_bytes():
     assert peak < 4 * len(body)
 
 
-def test_a_dropped_event_does_not_keep_the_body():
+def test_dropped_event_does_not_keep_the_body():
     """Nothing but the event holds on to the body it came in."""
     body = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":%b}' % RECEIVED
     before = sys.getrefcount(body)
@@ -406,7 +417,7 @@ def bodies(draw):
 
 
 @given(bodies())
-def test_what_is_only_scanned_is_judged_as_if_it_were_decoded(raw):
+def test_scanned_body_is_judged_as_if_it_were_decoded(raw):
     """A body is read or refused exactly as if all of it were decoded, and reads the same."""
     try:
         expected = decoded_at_once(raw)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulsecart import Catalog, DefinitionError, Event, InvalidEvent, event
-from pulsecart.events import OrderPlaced
+from pulsecart.events import FieldError, OrderPlaced
 from pulsecart.events.codec import decode, encode
 from pulsecart.events.faults import MAX_FAULTS
 from pulsecart.events.structure import structure
@@ -159,13 +159,13 @@ def test_each_type_of_field_is_read(payload, name, value):
         ({"tekst": "x"}, "/tekst", "unknown"),
     ],
 )
-def test_no_value_is_turned_into_another_kind(payload, pointer, code):
+def test_wrong_value_is_a_fault_at_its_place(payload, pointer, code):
     """A value of another kind, out of range or refused by a validator is a fault at its place."""
     assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [(f"/payload{pointer}", code)]
 
 
-def test_every_fault_is_named_at_once():
-    """Missing, unknown, empty, ill-typed and refused fields are all in one error."""
+def test_every_fault_is_reported_at_once():
+    """Missing, unknown, empty and wrongly typed fields are all in one error."""
     document = {
         "event_type": "order.placed",
         "event_id": None,
@@ -184,8 +184,8 @@ def test_every_fault_is_named_at_once():
     ]
 
 
-def test_a_validator_that_needs_a_faulty_neighbour_waits():
-    """While a field is ill-typed, a validator that compares with it is silent; the fault is named alone."""
+def test_validator_that_needs_a_wrong_field_is_left_out():
+    """A validator that compares with a wrongly typed field is left out."""
     payload = {"low": "x", "high": 3}
     assert faults_of({"event_type": "test.typed", "user_id": "u", "payload": payload}) == [
         ("/payload/low", "wrong-type")
@@ -225,7 +225,7 @@ def test_a_validator_that_needs_a_faulty_neighbour_waits():
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_the_common_fields_keep_their_rules(order, changes, pointer, code):
+def test_common_fields_follow_the_contract(order, changes, pointer, code):
     """The rules of the contract for user_id, event_id, payload, timestamp and a type's own field hold."""
     assert faults_of(order(**changes)) == [(pointer, code)]
 
@@ -249,7 +249,7 @@ def test_timestamps_of_rfc_3339_are_read_in_utc(order, text, moment):
 
 
 @given(st.datetimes(timezones=st.timezones() | st.just(timezone(timedelta(hours=-3)))))
-def test_every_timestamp_that_python_writes_is_read_or_refused(moment):
+def test_every_timestamp_of_isoformat_is_read_or_refused(moment):
     """isoformat() of an aware datetime, rounded to whole minutes of offset, is read as the same moment."""
     text = moment.isoformat()
     document = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "timestamp": text}
@@ -262,7 +262,7 @@ def test_every_timestamp_that_python_writes_is_read_or_refused(moment):
         assert timestamp == moment.astimezone(UTC)  # aware datetimes of different zones compare oddly in a fold
 
 
-def test_a_typo_is_answered_with_the_nearest_name():
+def test_unknown_field_names_the_nearest_known_one():
     """An unknown field names the known one it resembles, or else all known ones."""
     with pytest.raises(InvalidEvent, match="did you mean 'order_id'"):
         CATALOG.structure({"event_type": "order.placed", "user_id": "u", "oder_id": "o", "payload": {}})
@@ -270,7 +270,7 @@ def test_a_typo_is_answered_with_the_nearest_name():
         CATALOG.structure({"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}, "zzz": 1})
 
 
-def test_a_flood_of_faults_is_cut_off(order):
+def test_number_of_faults_is_limited(order):
     """The number of faults in an error, and the length of names in it, are bounded."""
     flood = {f"{number:05}" + "x" * 10_000: 1 for number in range(150)}
     with pytest.raises(InvalidEvent) as caught:
@@ -281,7 +281,7 @@ def test_a_flood_of_faults_is_cut_off(order):
     assert many == [(f"/payload/items/{index}", "wrong-type") for index in range(MAX_FAULTS)]
 
 
-def test_a_recursive_type_is_explained_in_linear_time():
+def test_fault_in_a_deeply_recursive_type_is_reported_once():
     """A fault at the bottom of a deeply nested value is found once, at its place."""
     payload: dict[str, Any] = {"text": 3}
     for _ in range(60):
@@ -304,7 +304,7 @@ class Whole(Event):
             raise KeyError("a defect")
 
 
-def test_a_rule_of_the_whole_class_is_a_fault_of_the_body():
+def test_refusal_by_post_init_is_a_fault_of_the_body():
     """What __attrs_post_init__ refuses is reported for the body as a whole."""
     with pytest.raises(InvalidEvent) as caught:
         structure({"user_id": "u", "payload": {}, "first": 9, "second": -9}, Whole)
@@ -327,7 +327,7 @@ class Looking(Event):
         object.__setattr__(self, "total", self.payload["total"])
 
 
-def test_a_class_can_look_at_its_received_payload():
+def test_post_init_can_read_the_received_payload():
     """An untyped payload can be read by the class's own rules; other fields of any type hold plain dicts and lists."""
     body = b'{"event_type":"test.looking","user_id":"u","anything":{"a":[1.5]},"also":[{}],"sizes":%b,"payload":%b}'
     made: Any = Catalog([Looking]).structure(decode(body % (b"[1,2]", b'{"total":3}')))
@@ -339,7 +339,7 @@ def test_a_class_can_look_at_its_received_payload():
 
 
 @pytest.mark.parametrize("type_", [str, list[str], int | None, Any])
-def test_a_payload_that_is_no_object_is_refused_at_start(type_):
+def test_payload_type_that_is_not_an_object_is_refused(type_):
     """A class can type its payload, but not as something else than an object."""
 
     @event("test.flat", topic="test-topic")
@@ -351,8 +351,8 @@ def test_a_payload_that_is_no_object_is_refused_at_start(type_):
         Catalog([Flat])
 
 
-def test_a_class_that_is_a_part_of_itself_is_refused_at_start():
-    """A field of the class's own type could never be filled; the refusal says what could."""
+def test_class_that_contains_itself_is_refused():
+    """A required field of the class's own type could never be filled; the error names the remedy."""
 
     @frozen(kw_only=True)
     class Endless:
@@ -397,7 +397,7 @@ class Nodes(Event):
     payload: Node
 
 
-def test_the_work_of_explaining_does_not_grow_with_depth():
+def test_work_of_explaining_does_not_grow_with_depth():
     """Each value is looked at once more to explain a fault, however deep it lies."""
     payload: dict[str, Any] = {"name": "x"}
     for _ in range(50):
@@ -408,8 +408,8 @@ def test_the_work_of_explaining_does_not_grow_with_depth():
     assert len(looked_at) <= 2 * 51
 
 
-def test_a_defect_of_an_event_class_is_not_blamed_on_the_caller():
-    """An error that no rule raises comes through as it is, and so becomes a 500, not a 422."""
+def test_other_exception_of_an_event_class_is_raised():
+    """An exception other than ValueError and TypeError is a defect: over HTTP a 500, not a 422."""
     with pytest.raises(KeyError, match="a defect"):
         structure({"user_id": "u", "payload": {}, "first": 7}, Whole)
 
@@ -441,13 +441,44 @@ class Converted(Event):
             raise ValueError("not converted")
 
 
-def test_a_fault_is_explained_with_values_as_validators_see_them():
-    """Converters have run and fields that no body sets are there when validators judge, also beside another fault."""
-    sound = {"user_id": "u", "payload": {}, "count": 3, "tags": ["a"], "tag": "a", "part": "x", "size": 1}
-    assert structure(sound, Converted).tags == {"a"}
+CONVERTED = {"user_id": "u", "payload": {}, "count": 3, "tags": ["a"], "tag": "a", "part": "x", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointers"),
+    [
+        ({"count": 9, "tag": "b"}, ["/count", "/tag"]),
+        ({"count": 9, "size": 13}, ["/count", "/size"]),
+        ({"count": 9, "tags": [["unhashable"]]}, ["/tags/0"]),
+        ({"user_id": 3, "count": 9}, ["/user_id"]),
+        ({"user_id": 3, "order_id": 1, "part": 3}, ["/user_id", "/part", "/order_id"]),
+    ],
+)
+def test_validators_see_converted_values_and_defaults(changes, pointers):
+    """Validators judge what the class's own __init__ has set; a wrong type hides only rules that need more fields."""
+    assert structure(CONVERTED, Converted).tags == {"a"}
     with pytest.raises(InvalidEvent) as caught:
-        structure(sound | {"user_id": 3, "count": 9, "tag": "b", "size": 13}, Converted)
-    assert [fault.pointer for fault in caught.value.faults] == ["/user_id", "/size", "/count", "/tag"]
+        structure(CONVERTED | changes, Converted)
+    assert [fault.pointer for fault in caught.value.faults] == pointers
+
+
+attempts: list[int] = []
+
+
+@event("test.flaky", topic="test-topic")
+@frozen(kw_only=True)
+class Flaky(Event):
+    def __attrs_post_init__(self):
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ValueError("only this time")
+
+
+def test_refusal_that_cannot_be_repeated_is_a_defect():
+    """A rule that refuses a body once and accepts it the next time is not the caller's fault."""
+    attempts.clear()
+    with pytest.raises(ValueError, match="only this time"):
+        structure({"user_id": "u", "payload": {}}, Flaky)
 
 
 @event("test.defective", topic="test-topic")
@@ -460,8 +491,8 @@ class Defective(Event):
         return self.no_such_attribute
 
 
-def test_a_defective_validator_is_not_blamed_on_the_caller():
-    """An AttributeError of a validator is a defect where all fields are sound."""
+def test_attribute_error_of_a_validator_is_raised():
+    """An AttributeError of a validator is a defect if all fields have the right types."""
     with pytest.raises(AttributeError):
         structure({"user_id": "u", "payload": {}, "value": 1}, Defective)
     with pytest.raises(AttributeError):
@@ -487,8 +518,8 @@ class Fraction(enum.Enum):
         "json.Missing",
     ],
 )
-def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
-    """The catalog refuses a class whose field's type cannot be read strictly, naming the field."""
+def test_field_type_without_a_strict_reading_is_refused(type_):
+    """The catalog refuses a field type that cannot be read strictly, naming the field."""
 
     @frozen(kw_only=True)
     class Inner:
@@ -501,3 +532,95 @@ def test_a_field_type_without_a_strict_reading_is_refused_at_start(type_):
 
     with pytest.raises(DefinitionError, match=r"Odd\.extra"):
         Catalog([Odd])
+
+
+def body(payload: str) -> bytes:
+    return f'{{"event_type":"test.typed","user_id":"u","payload":{payload}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("payload", "pointers"),
+    [
+        ('{"text":"a","text":"b"}', ["/payload/text"]),
+        (r'{"text":"a","te\u0078t":"a"}', ["/payload/text"]),
+        (
+            '{"first":{"sku":"a","count":1,"sku":"b","sku":"c"},"text":"","text":""}',
+            ["/payload/first/sku", "/payload/text"],
+        ),
+        ('{"items":[{"sku":"a","count":1},{"count":1,"count":1}]}', ["/payload/items/1/count"]),
+        ('{"by_name":{"a~":{"sku":"a","count":1},"a~":{"sku":"b","count":1}}}', ["/payload/by_name/a~0"]),
+        ('{"free":{"a":{"b":1,"b":2}}}', ["/payload/free/a/b"]),
+        ('{"anything":[[{"b":1,"b":2}]]}', ["/payload/anything/0/0/b"]),
+    ],
+)
+def test_repeated_name_in_a_typed_object_is_a_fault(payload, pointers):
+    """A typed object is decoded and written again, so a name in it that is there twice would lose a value."""
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(decode(body(payload)))
+    assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(each, "duplicate") for each in pointers]
+
+
+def test_repeated_names_are_reported_with_other_faults():
+    """A repeated name in a field's value does not hide what is wrong with other fields."""
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(decode(body('{"text":1,"text":2}').replace(b'"u"', b"3")))
+    assert [fault.pointer for fault in caught.value.faults] == ["/user_id", "/payload/text"]
+
+
+@pytest.mark.parametrize("text", [r'"a:b\\"', r'"\":"', r'"{\"a\":1,\"a\":2}"', r'"\\\\"'])
+def test_text_that_looks_like_members_repeats_no_name(text):
+    """Colons, quotes and backslashes in strings do not count as names."""
+    assert typed(f'{{"text":{text},"free":{{"a:":{text}}}}}').text == json.loads(text)
+
+
+SECRET = "Erika Mustermann"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "message"),
+    [
+        (field(validator=validators.in_(["a", "b"])), SECRET, "'x' must be in ['a', 'b']"),
+        (field(validator=validators.in_(["a", "b"])), 17, "'x' must be in ['a', 'b']"),
+        (field(validator=validators.matches_re("[a-z]+")), SECRET, "'x' must match regex '[a-z]+'"),
+        (field(validator=validators.le(150)), 1970, "'x' must be <= 150"),
+        (field(validator=validators.gt(0)), 0, "'x' must be > 0"),
+        (field(validator=validators.gt(2)), Decimal("1.50"), "'x' must be > 2"),
+        (field(validator=validators.lt("A")), SECRET, "'x' must be < A"),
+        (field(validator=validators.max_len(3)), SECRET, "Length of 'x' must be <= 3: 16"),
+        (field(validator=validators.instance_of(int)), SECRET, "'x' must be <class 'int'>"),
+        (field(validator=validators.deep_iterable(validators.in_([1]))), [1, SECRET], "'x' must be in [1]"),
+        (field(validator=validators.deep_iterable(validators.le(5))), [1970], "'x' must be <= 5"),
+        (field(validator=validators.deep_mapping(validators.in_(["a"]), validators.le(5))), {SECRET: 1},
+         "'x' must be in ['a']"),
+        (field(validator=[validators.ge(1), validators.le(5)]), 1970, "'x' must be <= 5"),
+        (field(converter=int), SECRET, "invalid literal for int() with base 10"),
+        (field(converter=Colour), SECRET, "… is not a valid Colour"),
+        (field(converter=datetime.fromisoformat), SECRET, "Invalid isoformat string"),
+    ],
+)  # fmt: skip
+def test_message_of_a_rule_does_not_show_the_value(declared, value, message):
+    """The value may be personal data. What attrs and Python say about it is reported without it."""
+
+    @event("test.ruled", topic="test-topic")
+    @frozen(kw_only=True)
+    class Ruled(Event):
+        x: Any = declared
+
+    with pytest.raises(InvalidEvent) as caught:
+        structure({"user_id": "u", "payload": {}, "x": value}, Ruled)
+    assert [(fault.pointer, fault.message) for fault in caught.value.faults] == [("/x", message)]
+
+
+def test_message_of_a_field_error_is_reported_as_it_is():
+    """A class that raises FieldError has chosen words for the caller."""
+
+    def only_a(_instance, _attribute, value):
+        raise FieldError(f"expected 'a', got {value!r}")
+
+    @event("test.own_words", topic="test-topic")
+    @frozen(kw_only=True)
+    class OwnWords(Event):
+        x: str = field(validator=only_a)
+
+    with pytest.raises(InvalidEvent, match="/x: expected 'a', got 'b'"):
+        structure({"user_id": "u", "payload": {}, "x": "b"}, OwnWords)
