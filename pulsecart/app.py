@@ -21,7 +21,8 @@ from pulsecart.http.ingest import ROUTE, Ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
 from pulsecart.ports import Transport
 from pulsecart.producer import Producer
-from pulsecart.settings import Settings, load_settings
+from pulsecart.serve.environment import load_settings
+from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import export, logs
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
 

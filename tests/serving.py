@@ -102,3 +102,14 @@ def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Served]:
         finally:
             if process.poll() is None:
                 served.stop()
+
+
+def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pulsecart", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )

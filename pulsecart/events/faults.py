@@ -1,7 +1,6 @@
 """How faults are located and worded, and how many of them are told."""
 
-import difflib
-from collections.abc import Iterable
+from pulsecart.suggest import nearest
 
 __all__ = ["MAX_FAULTS", "below", "nearest", "shortened"]
 
@@ -19,9 +18,3 @@ def shortened(name: str) -> str:
 def below(pointer: str, name: str | int) -> str:
     """Return the JSON pointer (RFC 6901, section 3) to a member of what another one points to."""
     return f"{pointer}/{shortened(str(name)).replace('~', '~0').replace('/', '~1')}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name nearest to this one, or nothing."""
-    matches = difflib.get_close_matches(name, known, n=1) if len(name) <= _MAX_NAME else []
-    return f"; did you mean {matches[0]!r}?" if matches else ""

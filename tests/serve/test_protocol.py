@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from pulsecart.http.protocol import ConnectionLimits, HttpProtocol
+from pulsecart.serve.protocol import ConnectionLimits, HttpProtocol
 
 pytestmark = pytest.mark.anyio
 

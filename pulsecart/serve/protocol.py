@@ -8,9 +8,17 @@ one that is being answered, and an answer by the time that the client takes to r
 httptools parses heads and chunked bodies. It is given exactly one head, or the bytes of one chunked body, at a time;
 where this module and the parser disagree about where something ends, the connection is closed.
 
-uvicorn makes an instance for each connection. Of uvicorn this module uses what every `http=` class receives: the
-`Config` (`loaded_app`, `root_path`, `timeout_keep_alive`), the `ServerState` (`connections`, `tasks`,
-`total_requests`, `default_headers`) and the method `shutdown`, which the server calls.
+This is the one module that depends on uvicorn's interface for protocol classes, the `http=` option. The option is
+documented, the interface is not, so pyproject.toml caps uvicorn's version. uvicorn calls the class for each connection
+with `config`, `server_state`, `app_state` and `_loop`. Used are:
+
+- `Config.loaded_app`: the application, with uvicorn's own middleware, such as for proxy headers, around it;
+- `Config.root_path`: the prefix of all paths, for `scope["root_path"]`;
+- `Config.timeout_keep_alive`: how long a connection may be idle between requests;
+- `ServerState.connections`: when the server stops, it calls `shutdown()` of each and waits until none is left;
+- `ServerState.tasks`: the server waits for these before it stops, and cancels them at the end of its grace period;
+- `ServerState.total_requests`: the server restarts workers after `limit_max_requests` of them;
+- `ServerState.default_headers`: `Date`, which the server renews each second, and the headers that are configured.
 """
 
 import asyncio

@@ -4,11 +4,12 @@ import attrs
 import pytest
 
 from pulsecart import Batching, SettingsError
-from pulsecart.settings import Settings, load_settings
+from pulsecart.serve.environment import load_settings, read_settings
+from pulsecart.serve.settings import Settings
 
 
 def read(**environment: str) -> Settings:
-    return Settings.from_environment(environment)
+    return read_settings(environment)
 
 
 def problems(**environment: str) -> str:
@@ -327,7 +328,7 @@ def test_settings_by_topic_name_topics_that_exist():
         settings.require_topics(["shop.events"])
     assert caught.value.problems == (
         "PULSECART_ORDERING: no event type has the topic 'shop.event'; did you mean 'shop.events'?",
-        "PULSECART_BATCHING: no event type has the topic 'zzz'; there are shop.events",
+        "PULSECART_BATCHING: no event type has the topic 'zzz'; the topics are shop.events",
     )
     read(PULSECART_ORDERING="shop.events=user").require_topics(["shop.events"])
 

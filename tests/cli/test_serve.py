@@ -14,10 +14,10 @@ import attrs
 import httpx
 import pytest
 
-from pulsecart import load_catalog, trace_id_of
-from pulsecart.settings import Settings
+from pulsecart import load_catalog
+from pulsecart.serve.settings import Settings
 from tests.google_login import new_key, service_account
-from tests.serving import serving
+from tests.serving import run, serving
 from tests.strict_server import strict_server
 
 ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
@@ -31,17 +31,6 @@ from pulsecart import Event, event
 class StockCounted(Event):
     count: int
 """
-
-
-def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pulsecart", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
 
 
 def test_serve_works_without_any_setting(tmp_path):
@@ -262,69 +251,44 @@ def test_events_that_do_not_work_stop_the_start(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_help_lists_every_setting_with_its_variable_and_default(tmp_path):
-    """`pulsecart serve --help` is complete."""
-    text = " ".join(run("serve", "--help", cwd=tmp_path).stdout.split())
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_help_shows_every_setting_in_its_group(tmp_path, columns):
+    """`serve --help` has each option with its values, and its text, variable and default in lines of full width."""
+    text = run("serve", "--help", cwd=tmp_path, env=os.environ | {"COLUMNS": str(columns)}).stdout
+    assert max(map(len, text.splitlines())) <= columns
+    groups = re.split(r"^(?=\S.*:$)", text, flags=re.MULTILINE)
+    assert [group.partition(":")[0] for group in groups[1:]] == [
+        "What to serve",
+        "Where events go",
+        "Limits",
+        "Ordering and batching",
+        "Telemetry and logs",
+        "Development",
+        "Other",
+    ]
     for setting in attrs.fields(Settings):
-        assert f"--{setting.name.replace('_', '-')} {setting.metadata['variable']}" in text
-        assert setting.metadata["default"] in text.replace("- ", "-")  # a line may end at a hyphen
+        metadata = setting.metadata
+        (group,) = [group for group in groups if group.startswith(f"{metadata['group']}:\n")]
+        words = f"{metadata['help']} [env: {metadata['variable']}, default: {metadata['default']}]"
+        option = f"  --{setting.name.replace('_', '-')} {metadata['metavar']}\n"
+        assert " ".join(group.partition(option)[2].split()).startswith(words)
 
 
-def test_version():
-    """`pulsecart --version` prints the version."""
-    assert re.fullmatch(r"pulsecart \d+\.\d+\.\d+\n", run("--version").stdout)
+def test_help_names_the_kind_of_value(tmp_path):
+    """The placeholder of an option says what to write, not the name of the variable."""
+    text = run("serve", "--help", cwd=tmp_path).stdout
+    assert "--port NUMBER\n" in text
+    assert "--transport [memory|emulator|pubsub]\n" in text
+    assert "--body-timeout SECONDS\n" in text
 
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("setting", attrs.fields(Settings), ids=lambda setting: setting.name)
-def test_the_readme_lists_every_setting(setting):
+def test_readme_lists_every_setting(setting):
     """README's table has each option, variable, default and description, word for word."""
-    option = f"--{setting.name.replace('_', '-')}"
     metadata = setting.metadata
+    option = f"--{setting.name.replace('_', '-')}"
     row = f"| `{option}` | `{metadata['variable']}` | {metadata['default']} | {metadata['help']} |"
     assert row in README.read_text()
-
-
-def test_trace_prints_the_trace_of_an_event(tmp_path):
-    """The trace id, the time inside an id of ours, and a link where there is a template, from .env too."""
-    event_id = "evt_01a208d02d4708440c6fe7ff04e1d3bb"
-    (tmp_path / ".env").write_text("PULSECART_TRACE_URL=https://traces.example/{trace_id}?all\n")
-    result = run("trace", event_id, cwd=tmp_path)
-    assert (result.returncode, result.stdout.splitlines()) == (
-        0,
-        [
-            "01a208d02d4708440c6fe7ff04e1d3bb",
-            "made 2026-11-23T14:29:50.535Z",
-            "https://traces.example/01a208d02d4708440c6fe7ff04e1d3bb?all",
-        ],
-    )
-
-
-@pytest.mark.parametrize("event_id", ["mine", f"evt_{'0' * 32}", f"evt_{'f' * 12}0{'f' * 19}"])
-def test_trace_knows_every_form_of_id(tmp_path, event_id):
-    """An id of another form, or with a time that no calendar has, has a trace id and no time."""
-    result = run("trace", event_id, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (0, trace_id_of(event_id) + "\n")
-
-
-def test_trace_refuses_a_template_that_is_none(tmp_path):
-    """A template without a place for the trace id is named."""
-    result = run("trace", "mine", cwd=tmp_path, env=os.environ | {"PULSECART_TRACE_URL": "http://localhost/"})
-    assert result.returncode == 2
-    assert "PULSECART_TRACE_URL" in result.stderr
-
-
-@pytest.mark.parametrize("event_id", [b"", b" ", b"x" * 1025, b"\xff"])
-def test_trace_refuses_what_is_no_event_id(tmp_path, event_id):
-    """An empty id, one that no event can have, or no text: one sentence, and no traceback."""
-    result = run("trace", os.fsdecode(event_id), cwd=tmp_path)
-    assert result.returncode == 2
-    assert "an event id has 1 to 1024 bytes of UTF-8" in result.stderr
-
-
-def test_trace_takes_an_id_as_it_was_pasted(tmp_path):
-    """Blanks around an id are no part of it, and one that begins with a dash is no option."""
-    assert run("trace", " mine\n", cwd=tmp_path).stdout == trace_id_of("mine") + "\n"
-    assert run("trace", "-x", cwd=tmp_path).stdout == trace_id_of("-x") + "\n"
