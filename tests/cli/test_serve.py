@@ -33,8 +33,8 @@ class StockCounted(Event):
 """
 
 
-def test_serve_works_without_any_setting(tmp_path):
-    """`pulsecart serve` alone takes events over a socket, and says in one line that memory keeps nothing."""
+def test_serve_without_settings(tmp_path):
+    """`pulsecart serve` alone accepts events, and its banner says that memory keeps nothing."""
     with serving(cwd=tmp_path) as served:
         response = httpx.post(f"{served.url}/events/ingest", json=ORDER)
         assert response.status_code == 202
@@ -46,8 +46,8 @@ def test_serve_works_without_any_setting(tmp_path):
     assert "http://127.0.0.1:" in banner
 
 
-def test_options_go_before_the_environment_and_that_before_dotenv(tmp_path):
-    """The nearest setting wins."""
+def test_options_override_the_environment_which_overrides_dotenv(tmp_path):
+    """A setting in .env, then in the environment, then as an option."""
     body = {**ORDER, "payload": {"text": "x" * 200}}
     (tmp_path / ".env").write_text("PULSECART_MAX_BODY_BYTES=100\nPULSECART_EVENTS=warehouse\n")
     (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
@@ -62,8 +62,8 @@ def test_options_go_before_the_environment_and_that_before_dotenv(tmp_path):
     assert limits == {"file": 100, "environment": 150, "option": 200}
 
 
-def test_events_of_a_module_in_the_working_directory(tmp_path):
-    """PULSECART_EVENTS finds a module beside which the service is started."""
+def test_event_module_in_the_working_directory(tmp_path):
+    """PULSECART_EVENTS finds modules in the working directory."""
     (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
     with serving(cwd=tmp_path, PULSECART_EVENTS="warehouse") as served:
         event = {"event_type": "stock.counted", "user_id": "u", "payload": {}, "count": 3}
@@ -75,8 +75,8 @@ def test_events_of_a_module_in_the_working_directory(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_an_offer_to_upgrade_is_ignored(tmp_path, parts):
-    """A client that offers HTTP/2 with its request, as Java's does, is answered in HTTP/1.1, and again."""
+def test_offer_to_upgrade_is_ignored(tmp_path, parts):
+    """A client that offers HTTP/2 with each request, as Java's does, is answered in HTTP/1.1."""
     body = json.dumps(ORDER | {"payload": {"text": "\r\nUpgrade: me"}}).encode()
     head = (
         b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -102,8 +102,8 @@ def test_an_offer_to_upgrade_is_ignored(tmp_path, parts):
     assert texts == ["\r\nUpgrade: me"] * 2
 
 
-def test_it_starts_without_its_broker_and_says_so(tmp_path):
-    """The banner names the emulator; while it is away the service serves, warns, and is not ready."""
+def test_start_without_the_broker(tmp_path):
+    """The service starts although the emulator cannot be reached, logs a warning, and is not ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
     with serving("--project", "shop", "--emulator-host", host, "--publish-deadline", "0.5", cwd=tmp_path) as served:
@@ -116,8 +116,8 @@ def test_it_starts_without_its_broker_and_says_so(tmp_path):
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
-def test_the_transport_for_real_pubsub_starts_where_there_are_credentials(tmp_path):
-    """With a service account's key it starts, names endpoint and project, and is not ready while nobody answers."""
+def test_pubsub_transport_with_credentials(tmp_path):
+    """With a service account's key the service starts; it is not ready while its endpoint cannot be reached."""
     (tmp_path / "key.json").write_text(service_account(new_key()))
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
@@ -133,7 +133,7 @@ def test_the_transport_for_real_pubsub_starts_where_there_are_credentials(tmp_pa
     [(None, "Your default credentials were not found."), ("missing.json", "File missing.json was not found.")],
 )
 def test_missing_credentials_are_an_error_at_startup(tmp_path, key, says):
-    """Without Application Default Credentials the service does not start, and says so without a traceback."""
+    """Without Application Default Credentials startup fails with a message, without a traceback."""
     environment = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
     environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
     if key:
@@ -144,8 +144,8 @@ def test_missing_credentials_are_an_error_at_startup(tmp_path, key, says):
     assert "Traceback" not in ended.stderr
 
 
-def test_another_server_logs_wrong_settings_before_its_traceback(tmp_path):
-    """Under a server of one's own every problem stands in one line, ahead of what the server makes of the error."""
+def test_factory_logs_wrong_settings(tmp_path):
+    """Under another server, one log line has all problems, before that server's traceback."""
     (tmp_path / ".env").write_text("PORT=http\nPULSECART_ZZZ=1\n")
     ended = subprocess.run(
         [sys.executable, "-m", "uvicorn", "--factory", "pulsecart.app:create_app"],
@@ -163,7 +163,7 @@ def test_another_server_logs_wrong_settings_before_its_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_well_when_it_is_told_to(tmp_path, number):
+def test_signal_ends_with_status_0(tmp_path, number):
     """SIGTERM and Ctrl+C end the service with exit status 0."""
     with serving(cwd=tmp_path) as served:
         served.tell_to_stop(number)
@@ -171,8 +171,8 @@ def test_it_ends_well_when_it_is_told_to(tmp_path, number):
     assert "Application shutdown complete" in served.output
 
 
-def test_while_it_drains_it_is_not_ready_but_takes_events(tmp_path):
-    """After SIGTERM readiness falls at once, and events are taken until the delay is over; a second signal ends it."""
+def test_drain_delay(tmp_path):
+    """After SIGTERM the service is not ready but accepts events, until the delay is over or a second signal comes."""
     with serving("--drain-delay", "300", cwd=tmp_path) as served:
         served.tell_to_stop()
         end = time.monotonic() + 30
@@ -186,8 +186,8 @@ def test_while_it_drains_it_is_not_ready_but_takes_events(tmp_path):
         served.wait()
 
 
-def test_a_port_that_is_taken_is_a_failure_to_start(tmp_path):
-    """A port in use ends the start with a message and a status of failure."""
+def test_port_in_use_is_an_error(tmp_path):
+    """If the port is in use, startup fails with a message."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run("serve", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
     assert ended.returncode > 0
@@ -195,8 +195,8 @@ def test_a_port_that_is_taken_is_a_failure_to_start(tmp_path):
 
 
 @pytest.mark.anyio
-async def test_what_is_in_flight_is_answered_though_the_broker_hangs(tmp_path):
-    """On SIGTERM an event that the broker does not confirm is answered 503 in good time, and new ones are refused."""
+async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
+    """On SIGTERM an event that the broker does not confirm is answered 503 before the deadline."""
     async with strict_server(load_catalog().topics) as server:
         gate = asyncio.Event()
         server.script.extend([gate] * 10)
@@ -231,8 +231,8 @@ async def test_what_is_in_flight_is_answered_though_the_broker_hangs(tmp_path):
     assert status == 0
 
 
-def test_contradictions_stop_the_start_with_all_problems(tmp_path):
-    """A start that cannot work ends at once, with every problem and no traceback."""
+def test_wrong_settings_are_reported_together(tmp_path):
+    """Startup fails with every problem, without a traceback."""
     ended = run(
         "serve", "--transport", "memory", "--environment", "prod", "--workers", "2", "--port", "x", cwd=tmp_path
     )
@@ -243,8 +243,8 @@ def test_contradictions_stop_the_start_with_all_problems(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_events_that_do_not_work_stop_the_start(tmp_path):
-    """A module that does not import is named before anything is served."""
+def test_event_module_that_does_not_import_is_an_error(tmp_path):
+    """Startup fails with the name of the module."""
     ended = run("serve", "--events", "no_such_module", cwd=tmp_path)
     assert ended.returncode == 1
     assert "Error: the module 'no_such_module' (PULSECART_EVENTS) does not import" in ended.stderr
