@@ -1,6 +1,7 @@
-"""What is checked, and how. `nox` runs everything; `nox -s tests-3.13` one session.
+"""The checks. `nox` runs all of them, `nox -s tests-3.13` one session.
 
-On a developer's machine a missing Python or a missing emulator skips its session; under CI it fails it.
+Sessions install the versions in requirements/lock.txt, except `lowest`; `nox -s lock` updates that file. A session is
+skipped if its Python or its emulator is missing; if CI is set it fails.
 """
 
 import contextlib
@@ -25,6 +26,9 @@ PYTHONS = nox.project.python_versions(PROJECT)
 NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
+LOCK = "requirements/lock.txt"
+LOCKED_GROUPS = ("test", "lint", "types", "imports", "package", "bench")
+
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
 
@@ -34,10 +38,15 @@ def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, name))
 
 
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install requirements, and what they need, in the versions of the lock file."""
+    session.install(*requirements, "--constraint", LOCK)
+
+
 @nox.session(python=NEWEST)
 def lint(session: nox.Session) -> None:
     """Style and common mistakes."""
-    session.install(*group("lint"))
+    install(session, *group("lint"))
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
 
@@ -45,21 +54,21 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    session.install("-e", ".", *group("test"), *group("types"), *group("bench"))
+    install(session, "-e", ".[otlp]", *group("test"), *group("types"), *group("bench"))
     session.run("mypy")
 
 
 @nox.session(python=NEWEST)
 def imports(session: nox.Session) -> None:
     """The dependency rule: what may import what."""
-    session.install("-e", ".", *group("imports"))
+    install(session, "-e", ".", *group("imports"))
     session.run("lint-imports", "--no-logo")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Everything that needs no emulator, with every branch covered."""
-    session.install("-e", ".", *group("test"))
+    install(session, "-e", ".[otlp]", *group("test"))
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -70,15 +79,15 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=OLDEST, venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
-    session.install("-e", ".", *group("test"), "--resolution", "lowest-direct")
-    # The oldest releases may warn of what newer ones have mended.
+    session.install("-e", ".[otlp]", *group("test"), "--resolution", "lowest-direct")
+    # The oldest releases may give warnings that newer ones no longer give.
     session.run("pytest", "-m", "not emulator", "-W", "default")
 
 
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
     """The whole path, through a real broker, to Google's own subscriber."""
-    session.install("-e", ".", *group("test"))
+    install(session, "-e", ".[otlp]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
@@ -86,7 +95,7 @@ def emulator(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def faults(session: nox.Session) -> None:
     """Try to make a 202 a lie, for minutes; with `-- --long`, ten times as much."""
-    session.install("-e", ".", *group("test"))
+    install(session, "-e", ".[otlp]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
@@ -94,10 +103,10 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
-    session.install(".", *group("test"))
+    install(session, ".[otlp]", *group("test"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
-    session.run("pytest", "--rootdir=examples", "-c", os.devnull, "examples/unit_tests")
+    session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")
 
@@ -105,23 +114,34 @@ def examples(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def package(session: nox.Session) -> None:
     """The wheel and the sdist build, install into an empty environment, and run."""
-    session.install("build[uv]")
-    example = Path("examples/library.py").resolve()
+    install(session, *group("package"))
+    example, locked = Path("examples/library.py").resolve(), Path(LOCK).resolve()
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--installer", "uv", "--outdir", folder, silent=True)
         for archive in sorted(Path(folder).iterdir()):
             empty = Path(folder, f"empty-{archive.suffix[1:]}")
             session.run("python", "-m", "venv", str(empty))
-            session.run(str(empty / "bin/pip"), "install", "--quiet", str(archive), external=True)
+            install_archive = ["install", "--quiet", "--constraint", str(locked), str(archive)]
+            session.run(str(empty / "bin/pip"), *install_archive, external=True)
             session.chdir(folder)
             session.run(str(empty / "bin/python"), str(example), external=True)
             session.run(str(empty / "bin/pulsecart"), "--version", external=True)
 
 
+@nox.session(python=OLDEST, default=False)
+def lock(session: nox.Session) -> None:
+    """Update the versions that the other sessions install, for all Pythons and systems."""
+    session.install("uv")
+    groups = [option for name in LOCKED_GROUPS for option in ("--group", name)]
+    options = ["--upgrade", "--universal", "--python-version", OLDEST, "--all-extras"]
+    plain = ["--no-annotate", "--no-emit-index-url", "--custom-compile-command", "nox -s lock"]
+    session.run("uv", "pip", "compile", "pyproject.toml", *options, *groups, *plain, "--output-file", LOCK, silent=True)
+
+
 @nox.session(python=NEWEST, default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmark: pulsecart beside its peers, and beside the least that its work can cost. Needs Node."""
-    session.install(".", "uv", *group("test"), *group("bench"))
+    """The benchmark: pulsecart compared with its peers and with the least that its work can cost. Needs Node."""
+    install(session, ".[otlp]", "uv", *group("test"), *group("bench"))
     with session.chdir("benchmarks/peers"):
         for peer in ("fastapi", "litestar", "fastpubsub"):
             venv = f".venv-{peer}"

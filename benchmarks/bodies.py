@@ -13,7 +13,7 @@ import uvloop
 
 from pulsecart.app import create_app
 from pulsecart.message import MAX_MESSAGE_BYTES
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
 
 MAX_RATIO, MAX_MS = 8, 150  # the latter a MiB

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
-from pulsecart import server
+from pulsecart.serve import server
 
 TICK = 0.01
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
         "benchmarks.lag:application",
         factory=True,
         port=int(sys.argv[1]),
-        http="pulsecart.http.protocol:HttpProtocol",
+        http="pulsecart.serve.protocol:HttpProtocol",
         access_log=False,
         log_level="error",
     )

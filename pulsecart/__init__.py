@@ -7,6 +7,8 @@ These are the names of the core. Transports are in `pulsecart.transports`, the e
 `pulsecart.events`, the HTTP service in `pulsecart.app`.
 """
 
+from typing import Any
+
 from pulsecart.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -71,3 +73,13 @@ __all__ = [
     "trace_id_of",
     "unordered",
 ]
+
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # reading the metadata is slow, and few need it
+
+    return version("pulsecart")

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
 
 

@@ -1,4 +1,4 @@
-"""The service as its users run it: a process, with a real socket."""
+"""Runs the service and other commands in processes of their own."""
 
 import os
 import re
@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 60
 STOP_SECONDS = 30
 
 
 class Served:
-    """A running `pulsecart serve`, its address, and what it has written."""
+    """A running `pulsecart serve`, its address and its output."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -33,7 +34,7 @@ class Served:
 
     @property
     def peak_memory_mb(self) -> float:
-        """The most that the process was resident with, and the children that it has now."""
+        """The peak resident memory of the process and of its present children."""
         statuses = [Path(f"/proc/{pid}/status").read_text() for pid in (self.pid, *self.children())]
         return sum(int(status.partition("VmHWM:")[2].split()[0]) for status in statuses) / 1024
 
@@ -46,7 +47,7 @@ class Served:
         assert self.url, f"ended before it listened:\n{self.output}"
 
     def children(self) -> list[int]:
-        """Return the processes that it has started."""
+        """Return the ids of its child processes."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def tell_to_stop(self, number: int = signal.SIGTERM) -> None:
@@ -65,7 +66,7 @@ class Served:
         return status
 
     def pause_reading(self) -> None:
-        """Let what the service writes pile up in its pipe."""
+        """Stop reading the output, which fills the pipe."""
         self._reads.clear()
 
     def read_on(self) -> None:
@@ -102,3 +103,15 @@ def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Served]:
         finally:
             if process.poll() is None:
                 served.stop()
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of pulsecart to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "pulsecart", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )

@@ -30,7 +30,7 @@ def test_the_core_and_unopened_transports_load_nothing_heavy(statement):
 def test_the_service_on_memory_does_not_load_google():
     """A service on the memory transport starts without google and grpc."""
     statement = (
-        "from pulsecart.app import create_app\nfrom pulsecart.settings import Settings\n"
+        "from pulsecart.app import create_app\nfrom pulsecart.serve.settings import Settings\n"
         "create_app(Settings(transport='memory'))"
     )
     assert not loaded_by(statement) & {"google", "grpc", "uvicorn", "opentelemetry.sdk"}

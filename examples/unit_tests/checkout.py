@@ -10,8 +10,14 @@ class Checkout:
         self.to_retry: list[OrderPlaced] = []
 
     async def place_order(self, user_id: str, order_id: str, cents: int) -> None:
-        # With an id of your own, a retry is the same event to every consumer.
-        placed = OrderPlaced(event_id=order_id, user_id=user_id, order_id=order_id, payload={"cents": cents})
+        placed = OrderPlaced(
+            # With an id of your own, consumers recognize a retry. It must be unique among all events, not only among
+            # those of this type: with the order id alone, a payment of the order would be taken for a retry.
+            event_id=f"order.placed:{order_id}",
+            user_id=user_id,
+            order_id=order_id,
+            payload={"cents": cents},
+        )
         try:
             await self._producer.publish(placed)
         except PublishError as error:

@@ -1,4 +1,4 @@
-"""Unit tests on the memory transport, the broker's outage included. Run: pytest examples/unit_tests."""
+"""Unit tests on the memory transport, including an outage of the broker. Run: pytest examples/unit_tests."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def test_an_order_is_published() -> None:
     (message,) = transport.messages
     assert message.topic == "pulsecart.commerce-events"
     assert message.ordering_key == "user-1"
-    assert message.attributes == {"event_type": "order.placed", "event_id": "order-1"}
+    assert message.attributes == {"event_type": "order.placed", "event_id": "order.placed:order-1"}
     assert message.json()["payload"] == {"cents": 8990}
 
 
@@ -24,4 +24,4 @@ def test_an_order_is_kept_for_later_while_the_broker_is_away() -> None:
 
     checkout = Checkout(Producer(MemoryTransport(outage)))
     asyncio.run(checkout.place_order("user-1", "order-1", 8990))
-    assert [event.event_id for event in checkout.to_retry] == ["order-1"]
+    assert [event.event_id for event in checkout.to_retry] == ["order.placed:order-1"]

@@ -10,9 +10,10 @@ import attrs
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
 from pulsecart.events.base import Event, declared, describe, id_of
-from pulsecart.events.faults import MAX_FAULTS, below, closest, nearest, shortened
+from pulsecart.events.faults import MAX_FAULTS, below, shortened
 from pulsecart.events.structure import faults, prepare, structure
 from pulsecart.events.write import prepare_writing
+from pulsecart.suggest import closest, nearest
 
 __all__ = ["ENTRY_POINTS", "Catalog", "load_catalog"]
 

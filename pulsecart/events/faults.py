@@ -1,13 +1,12 @@
 """How faults are located and worded, and how many of them an error lists."""
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pulsecart.errors import Fault
 
-__all__ = ["MAX_FAULTS", "below", "closest", "nearest", "refusal", "shortened"]
+__all__ = ["MAX_FAULTS", "below", "refusal", "shortened"]
 
 MAX_FAULTS = 100
 """How many faults one error lists. More would help nobody and delay the answer."""
@@ -23,18 +22,6 @@ def shortened(name: str) -> str:
 def below(pointer: str, name: str | int) -> str:
     """Return the JSON pointer (RFC 6901, section 3) to a member of the value at another pointer."""
     return f"{pointer}/{shortened(str(name)).replace('~', '~0').replace('/', '~1')}"
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most similar to this one, or an empty string."""
-    matches = difflib.get_close_matches(name, known, n=1) if len(name) <= _MAX_NAME else []
-    return matches[0] if matches else ""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest known name, or an empty string."""
-    match = closest(name, known)
-    return f"; did you mean {match!r}?" if match else ""
 
 
 def refusal(error: Exception, pointer: str = "", value: Any = None) -> Fault:

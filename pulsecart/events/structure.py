@@ -22,9 +22,10 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe, id_of
-from pulsecart.events.faults import MAX_FAULTS, below, nearest, refusal
+from pulsecart.events.faults import MAX_FAULTS, below, refusal
 from pulsecart.events.fieldtypes import AsReceived, UtcDatetime, classes_in, fields_of, read_type
 from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names, repeats_names
+from pulsecart.suggest import nearest
 
 __all__ = ["faults", "prepare", "refused", "structure"]
 

@@ -72,11 +72,18 @@ def _set_up() -> list[Callable[[], object]]:
     wanted = [signal for signal, names in exporters.items() if names and not hosts[signal]]
     if not wanted:
         return []
-    failures, resource = _Failures(), _resource()
+    failures = _Failures()
     flushes: list[Callable[[], object]] = []
+    try:
+        resource = _resource()
+    except ModuleNotFoundError as error:
+        _warn_missing(" and ".join(wanted), error)
+        return []
     for signal in wanted:
         try:
             flushes.append(set_ups[signal](exporters[signal], resource, failures))
+        except ModuleNotFoundError as error:
+            _warn_missing(signal, error)
         except Exception as error:  # noqa: BLE001 (the SDK and its exporters raise what they like for a bad variable)
             _log.warning("No %s are exported: %s: %s", signal, type(error).__name__, error)
     if not any(hosts.values()):
@@ -85,6 +92,10 @@ def _set_up() -> list[Callable[[], object]]:
         logger.addHandler(failures)
         logger.propagate = False
     return flushes
+
+
+def _warn_missing(signal: str, error: ModuleNotFoundError) -> None:
+    _log.warning("No %s are exported: %s is not installed: pip install 'pulsecart[otlp]'", signal, error.name)
 
 
 def _variable(name: str) -> str:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from pulsecart.app import create_app
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
 
 pytestmark = pytest.mark.anyio

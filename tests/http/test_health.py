@@ -9,7 +9,7 @@ from starlette.routing import Mount
 
 from pulsecart import BrokerUnavailable, TransportClosed
 from pulsecart.app import create_app
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
 from tests.strict_server import strict_server
 

@@ -30,7 +30,7 @@ from pulsecart import (
 )
 from pulsecart.app import create_app
 from pulsecart.http.problems import _KINDS
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server
 

@@ -17,7 +17,7 @@ import structlog
 
 from pulsecart import BrokerRefused, BrokerUnavailable, Message, trace_id_of
 from pulsecart.app import create_app
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
 from pulsecart.transports import MemoryTransport
 from tests.serving import serving

@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pulsecart import Batching, BrokerUnavailable, EventError, InvalidEvent, Limits, Message, Producer
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import Telemetry, metrics
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server

@@ -28,7 +28,7 @@ from pulsecart import (
 )
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
-from pulsecart.settings import Settings
+from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import EventSampler, Telemetry, tracing
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server

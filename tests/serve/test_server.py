@@ -1,4 +1,4 @@
-"""What the server adds to HTTP: over raw sockets, what is no good; and how answers are written."""
+"""`pulsecart serve` over raw sockets: requests that are not valid HTTP, and signals."""
 
 import json
 import resource
@@ -60,22 +60,22 @@ def exchange(served, request: bytes) -> tuple[int, dict[str, str], bytes]:
     ],
     ids=[
         "two lengths",
-        "one length twice",
+        "same length twice",
         "length and chunks",
-        "a chunk of no size",
-        "a chunk below zero",
-        "a length below zero",
-        "a length beyond all",
-        "a null in a value",
-        "a null in a name",
-        "a folded header",
-        "a tunnel",
-        "another version",
+        "chunk size is not a number",
+        "negative chunk size",
+        "negative length",
+        "huge length",
+        "null byte in a value",
+        "null byte in a name",
+        "folded header",
+        "CONNECT",
+        "unknown version",
         "TLS",
     ],
 )
-def test_what_is_no_http_is_a_problem(served, request_):
-    """A request that could be read in two ways, or in none, is answered 400 as any other problem, and ends there."""
+def test_invalid_http_is_400(served, request_):
+    """A request that is invalid or ambiguous gets a problem document, and the connection is closed."""
     status, headers, body = exchange(served, request_)
     assert (status, headers["connection"]) == (400, "close")
     assert headers["content-type"] == "application/problem+json"
@@ -88,8 +88,8 @@ def test_what_is_no_http_is_a_problem(served, request_):
     [START + b"X-A: " + b"a" * 2_000_000, START + b"X-A: a\r\n" * 200_000, b"POST /" + b"a" * 2_000_000],
     ids=["one header", "many headers", "the path"],
 )
-def test_a_head_without_end_is_cut(served, head):
-    """A head is refused once it is larger than a limit, which is stated, and takes no more memory than that."""
+def test_endless_head_is_431(served, head):
+    """A head over the limit is rejected with the limit, and takes no more memory than that."""
     before = served.peak_memory_mb
     status, headers, body = exchange(served, head)
     assert (status, headers["connection"]) == (431, "close")
@@ -98,8 +98,8 @@ def test_a_head_without_end_is_cut(served, head):
     assert served.peak_memory_mb - before < 20
 
 
-def test_a_head_in_small_pieces_within_the_limit_is_read(served):
-    """What counts is the size of a head, not in how many pieces it comes; and each head counts anew."""
+def test_head_within_limit_in_small_pieces_is_read(served):
+    """The size of each head counts, not the number of pieces in which it arrives."""
     port = int(served.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -114,8 +114,8 @@ def test_a_head_in_small_pieces_within_the_limit_is_read(served):
             assert received.startswith(b"HTTP/1.1 202")
 
 
-def test_percent_encoding_and_odd_headers_are_no_fault(served):
-    """What HTTP allows is taken: a path spelled otherwise, headers that are no ASCII, `Expect: 100-continue`."""
+def test_percent_encoding_and_non_ascii_headers_are_accepted(served):
+    """Paths may be percent-encoded, and headers may contain bytes that are not ASCII."""
     encoded = START.replace(b"/events/ingest", b"/events/%69ngest")
     assert exchange(served, encoded + LENGTH + b"\r\n" + BODY)[0] == 202
     assert exchange(served, START + b"X-A: \xff\xfe\r\ntraceparent: \xff\r\n" + LENGTH + b"\r\n" + BODY)[0] == 202
@@ -125,7 +125,7 @@ def test_percent_encoding_and_odd_headers_are_no_fault(served):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM])
 def test_signal_drains(tmp_path, number):
-    """A signal that asks for the end of the process lets it drain, and ends it with status 0."""
+    """SIGTERM, SIGHUP and SIGQUIT drain the service and end it with status 0."""
     with serving(cwd=tmp_path) as service:
         service.tell_to_stop(number)
         assert service.wait() == 0
@@ -133,7 +133,7 @@ def test_signal_drains(tmp_path, number):
 
 
 def test_stalled_body_at_shutdown_is_503(tmp_path):
-    """A request whose body does not come is answered when the grace is over, and logs no traceback."""
+    """A request whose body does not arrive is answered at the end of the grace period, without a traceback."""
     with (
         serving("--body-timeout", "60", cwd=tmp_path) as service,
         socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=30) as connection,
@@ -155,7 +155,7 @@ def wait_for_request(service) -> None:
 
 
 def test_workers_stop_with_their_supervisor(tmp_path):
-    """Workers whose supervisor is killed stop too, and free the port."""
+    """Workers whose supervisor is killed stop too."""
     options = ("--workers", "2", "--transport", "emulator", "--emulator-host", "127.0.0.1:1")
     with serving(*options, cwd=tmp_path) as service:
         workers = service.children()
@@ -168,7 +168,7 @@ def test_workers_stop_with_their_supervisor(tmp_path):
 
 
 def test_limit_of_open_files_is_raised(tmp_path):
-    """The process may have as many files open as it may have connections, if the system allows it."""
+    """The process may open enough files for its connections, if the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:

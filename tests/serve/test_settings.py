@@ -4,11 +4,12 @@ import attrs
 import pytest
 
 from pulsecart import Batching, SettingsError
-from pulsecart.settings import Settings, load_settings
+from pulsecart.serve.environment import load_settings, read_settings
+from pulsecart.serve.settings import Settings
 
 
 def read(**environment: str) -> Settings:
-    return Settings.from_environment(environment)
+    return read_settings(environment)
 
 
 def problems(**environment: str) -> str:
@@ -17,8 +18,8 @@ def problems(**environment: str) -> str:
     return str(caught.value)
 
 
-def test_with_nothing_set_it_is_memory_on_this_machine():
-    """A developer needs no settings."""
+def test_defaults():
+    """With nothing set, events go to memory on this machine."""
     assert read() == Settings(transport="memory")
     assert attrs.asdict(read()) == {
         "transport": "memory",
@@ -99,12 +100,12 @@ def test_every_setting_is_read_from_its_variable():
     )
 
 
-def test_an_empty_variable_counts_as_not_set():
-    """PORT= is what a shell leaves of an unset default, not a mistake."""
+def test_empty_variable_counts_as_not_set():
+    """A shell passes PORT= for a default that is not set; that is no mistake."""
     assert read(PORT="", PULSECART_TRANSPORT="") == Settings(transport="memory")
 
 
-def test_the_emulators_own_variable_chooses_the_emulator():
+def test_emulator_host_implies_the_emulator():
     """PUBSUB_EMULATOR_HOST alone is enough, as with Google's clients."""
     assert read(PUBSUB_EMULATOR_HOST="localhost:8085").transport == "emulator"
     assert read(PUBSUB_EMULATOR_HOST="localhost:8085", PULSECART_TRANSPORT="memory").transport == "memory"
@@ -138,8 +139,8 @@ def test_memory_is_implied_on_loopback(host):
         {"ENVIRONMENT": "prod"},
     ],
 )
-def test_memory_is_never_implied_where_events_could_be_lost(environment):
-    """A container or an open address with nothing set does not answer 202 into the void."""
+def test_memory_is_not_implied_where_events_could_be_lost(environment):
+    """In a container or on an open address, the transport must be set."""
     assert "PULSECART_TRANSPORT is not set" in problems(**environment)
     if "ENVIRONMENT" not in environment:
         assert read(**environment, PULSECART_TRANSPORT="memory").transport == "memory"
@@ -206,8 +207,8 @@ def test_memory_is_never_implied_where_events_could_be_lost(environment):
         ({"PULSECART_DEV_HOSTS": "10.0.0.0/33"}, "not '10.0.0.0/33'"),
     ],
 )
-def test_a_wrong_setting_names_the_variable_and_the_remedy(environment, says):
-    """Each mistake is told with the variable's name and what would be right."""
+def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
+    """The message names the variable and the values that it accepts."""
     assert says in problems(**environment)
 
 
@@ -260,8 +261,8 @@ def test_service_links_of_kubernetes_are_ignored():
         "PULSECART_API_PORT",
     ],
 )
-def test_what_only_resembles_a_service_link_is_rejected(variable):
-    """The exact form counts, and for PULSECART_…_PORT the value."""
+def test_variable_that_resembles_a_service_link_is_rejected(variable):
+    """Only the exact form of a service link is ignored, and for PULSECART_…_PORT the value counts too."""
     assert f"{variable} is not a setting" in problems(**{variable: "80"})
 
 
@@ -290,12 +291,12 @@ def test_dev_routes_are_for_loopback_and_listed_hosts(listed, host, may):
     assert read(PULSECART_DEV_HOSTS=listed).may_use_dev(host) is may
 
 
-def test_unlike_names_are_not_suggested():
+def test_unknown_variable_without_a_close_name_has_no_hint():
     """A variable that resembles no setting gets no hint."""
     assert problems(PULSECART_ZZZ="1") == "PULSECART_ZZZ is not a setting"
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_together():
     """Unknown variables, bad values and contradictions come in one message."""
     text = problems(
         PORT="x", PULSECART_ZZZ="1", PULSECART_TRANSPORT="memory", ENVIRONMENT="staging", PULSECART_WORKERS="3"
@@ -303,8 +304,8 @@ def test_all_problems_are_told_at_once():
     assert len(text.splitlines()) == 4
 
 
-def test_settings_made_in_python_keep_the_rules():
-    """Contradictions are refused however settings are made."""
+def test_settings_made_in_python_are_validated():
+    """Wrong values and contradictions are errors however settings are made."""
     with pytest.raises(SettingsError, match="is for development"):
         Settings(transport="memory", environment="prod")
     for wrong in ({"transport": "memry"}, {"port": -1}, {"port": "80"}, {"publish_deadline": -3.0}):
@@ -312,28 +313,28 @@ def test_settings_made_in_python_keep_the_rules():
             Settings(**{"transport": "memory"} | wrong)
 
 
-def test_waiting_for_others_applies_where_others_can_come():
-    """The latency of a batching holds for topics under shards or without order, not for those ordered by user."""
+def test_latency_applies_to_topics_not_ordered_by_user():
+    """Messages wait for others on topics that are sharded or unordered, not on those ordered by user."""
     topic = "pulsecart.user-actions"
     for choice, latency in (("user", 0), ("shards:4", 0.05), ("none", 0.05)):
         assert read(PULSECART_ORDERING=f"{topic}={choice}").limits.batching[topic].max_latency == latency
     assert read().limits.batching[topic].max_latency == 0
 
 
-def test_settings_by_topic_name_topics_that_exist():
-    """A misspelt topic is refused, with the nearest."""
+def test_unknown_topic_is_an_error():
+    """A misspelled topic is rejected with a suggestion, or with the list of topics."""
     settings = read(PULSECART_ORDERING="shop.event=none", PULSECART_BATCHING="zzz=1:1:0")
     with pytest.raises(SettingsError) as caught:
         settings.require_topics(["shop.events"])
     assert caught.value.problems == (
         "PULSECART_ORDERING: no event type has the topic 'shop.event'; did you mean 'shop.events'?",
-        "PULSECART_BATCHING: no event type has the topic 'zzz'; there are shop.events",
+        "PULSECART_BATCHING: no event type has the topic 'zzz'; the topics are shop.events",
     )
     read(PULSECART_ORDERING="shop.events=user").require_topics(["shop.events"])
 
 
 def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, monkeypatch):
-    """.env of the working directory counts, for OTEL_* too; what is set already wins."""
+    """.env in the working directory is read, also for OTEL_*; variables that are set already win."""
     (tmp_path / ".env").write_text("PORT=1234\nGCP_PROJECT_ID=from-file\nOTEL_SERVICE_NAME=shop\n")
     monkeypatch.setattr(os, "environ", os.environ.copy())
     os.environ["GCP_PROJECT_ID"] = "from-environment"
@@ -342,8 +343,8 @@ def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, mon
     assert os.environ["OTEL_SERVICE_NAME"] == "shop"
 
 
-def test_dotenv_that_is_no_text_is_refused(tmp_path):
-    """A .env of another encoding is named, with no traceback."""
+def test_dotenv_that_is_not_utf8_is_an_error(tmp_path):
+    """A .env in another encoding is rejected with its path."""
     (tmp_path / ".env").write_bytes(b"X=\xff")
     with pytest.raises(SettingsError, match="is not UTF-8"):
         load_settings()
@@ -366,7 +367,7 @@ def test_dotenv_that_cannot_be_read_is_an_error(tmp_path):
 
 
 def test_dotenv_that_is_a_directory_is_ignored(tmp_path):
-    """Some name a virtual environment .env."""
+    """Some projects name their virtual environment .env."""
     (tmp_path / ".env").mkdir()
     assert load_settings().port == 8000
 

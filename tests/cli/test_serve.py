@@ -14,10 +14,10 @@ import attrs
 import httpx
 import pytest
 
-from pulsecart import load_catalog, trace_id_of
-from pulsecart.settings import Settings
+from pulsecart import load_catalog
+from pulsecart.serve.settings import Settings
 from tests.google_login import new_key, service_account
-from tests.serving import serving
+from tests.serving import run, serving
 from tests.strict_server import strict_server
 
 ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
@@ -33,19 +33,8 @@ class StockCounted(Event):
 """
 
 
-def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pulsecart", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
-
-
-def test_serve_works_without_any_setting(tmp_path):
-    """`pulsecart serve` alone takes events over a socket, and says in one line that memory keeps nothing."""
+def test_serve_without_settings(tmp_path):
+    """`pulsecart serve` alone accepts events, and its banner says that memory keeps nothing."""
     with serving(cwd=tmp_path) as served:
         response = httpx.post(f"{served.url}/events/ingest", json=ORDER)
         assert response.status_code == 202
@@ -57,8 +46,8 @@ def test_serve_works_without_any_setting(tmp_path):
     assert "http://127.0.0.1:" in banner
 
 
-def test_options_go_before_the_environment_and_that_before_dotenv(tmp_path):
-    """The nearest setting wins."""
+def test_options_override_the_environment_which_overrides_dotenv(tmp_path):
+    """A setting in .env, then in the environment, then as an option."""
     body = {**ORDER, "payload": {"text": "x" * 200}}
     (tmp_path / ".env").write_text("PULSECART_MAX_BODY_BYTES=100\nPULSECART_EVENTS=warehouse\n")
     (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
@@ -73,8 +62,8 @@ def test_options_go_before_the_environment_and_that_before_dotenv(tmp_path):
     assert limits == {"file": 100, "environment": 150, "option": 200}
 
 
-def test_events_of_a_module_in_the_working_directory(tmp_path):
-    """PULSECART_EVENTS finds a module beside which the service is started."""
+def test_event_module_in_the_working_directory(tmp_path):
+    """PULSECART_EVENTS finds modules in the working directory."""
     (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
     with serving(cwd=tmp_path, PULSECART_EVENTS="warehouse") as served:
         event = {"event_type": "stock.counted", "user_id": "u", "payload": {}, "count": 3}
@@ -86,8 +75,8 @@ def test_events_of_a_module_in_the_working_directory(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_an_offer_to_upgrade_is_ignored(tmp_path, parts):
-    """A client that offers HTTP/2 with its request, as Java's does, is answered in HTTP/1.1, and again."""
+def test_offer_to_upgrade_is_ignored(tmp_path, parts):
+    """A client that offers HTTP/2 with each request, as Java's does, is answered in HTTP/1.1."""
     body = json.dumps(ORDER | {"payload": {"text": "\r\nUpgrade: me"}}).encode()
     head = (
         b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -113,8 +102,8 @@ def test_an_offer_to_upgrade_is_ignored(tmp_path, parts):
     assert texts == ["\r\nUpgrade: me"] * 2
 
 
-def test_it_starts_without_its_broker_and_says_so(tmp_path):
-    """The banner names the emulator; while it is away the service serves, warns, and is not ready."""
+def test_start_without_the_broker(tmp_path):
+    """The service starts although the emulator cannot be reached, logs a warning, and is not ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
     with serving("--project", "shop", "--emulator-host", host, "--publish-deadline", "0.5", cwd=tmp_path) as served:
@@ -127,8 +116,8 @@ def test_it_starts_without_its_broker_and_says_so(tmp_path):
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
-def test_the_transport_for_real_pubsub_starts_where_there_are_credentials(tmp_path):
-    """With a service account's key it starts, names endpoint and project, and is not ready while nobody answers."""
+def test_pubsub_transport_with_credentials(tmp_path):
+    """With a service account's key the service starts; it is not ready while its endpoint cannot be reached."""
     (tmp_path / "key.json").write_text(service_account(new_key()))
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
@@ -144,7 +133,7 @@ def test_the_transport_for_real_pubsub_starts_where_there_are_credentials(tmp_pa
     [(None, "Your default credentials were not found."), ("missing.json", "File missing.json was not found.")],
 )
 def test_missing_credentials_are_an_error_at_startup(tmp_path, key, says):
-    """Without Application Default Credentials the service does not start, and says so without a traceback."""
+    """Without Application Default Credentials startup fails with a message, without a traceback."""
     environment = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
     environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
     if key:
@@ -155,8 +144,8 @@ def test_missing_credentials_are_an_error_at_startup(tmp_path, key, says):
     assert "Traceback" not in ended.stderr
 
 
-def test_another_server_logs_wrong_settings_before_its_traceback(tmp_path):
-    """Under a server of one's own every problem stands in one line, ahead of what the server makes of the error."""
+def test_factory_logs_wrong_settings(tmp_path):
+    """Under another server, one log line has all problems, before that server's traceback."""
     (tmp_path / ".env").write_text("PORT=http\nPULSECART_ZZZ=1\n")
     ended = subprocess.run(
         [sys.executable, "-m", "uvicorn", "--factory", "pulsecart.app:create_app"],
@@ -174,7 +163,7 @@ def test_another_server_logs_wrong_settings_before_its_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_well_when_it_is_told_to(tmp_path, number):
+def test_signal_ends_with_status_0(tmp_path, number):
     """SIGTERM and Ctrl+C end the service with exit status 0."""
     with serving(cwd=tmp_path) as served:
         served.tell_to_stop(number)
@@ -182,8 +171,8 @@ def test_it_ends_well_when_it_is_told_to(tmp_path, number):
     assert "Application shutdown complete" in served.output
 
 
-def test_while_it_drains_it_is_not_ready_but_takes_events(tmp_path):
-    """After SIGTERM readiness falls at once, and events are taken until the delay is over; a second signal ends it."""
+def test_drain_delay(tmp_path):
+    """After SIGTERM the service is not ready but accepts events, until the delay is over or a second signal comes."""
     with serving("--drain-delay", "300", cwd=tmp_path) as served:
         served.tell_to_stop()
         end = time.monotonic() + 30
@@ -197,8 +186,8 @@ def test_while_it_drains_it_is_not_ready_but_takes_events(tmp_path):
         served.wait()
 
 
-def test_a_port_that_is_taken_is_a_failure_to_start(tmp_path):
-    """A port in use ends the start with a message and a status of failure."""
+def test_port_in_use_is_an_error(tmp_path):
+    """If the port is in use, startup fails with a message."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run("serve", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
     assert ended.returncode > 0
@@ -206,8 +195,8 @@ def test_a_port_that_is_taken_is_a_failure_to_start(tmp_path):
 
 
 @pytest.mark.anyio
-async def test_what_is_in_flight_is_answered_though_the_broker_hangs(tmp_path):
-    """On SIGTERM an event that the broker does not confirm is answered 503 in good time, and new ones are refused."""
+async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
+    """On SIGTERM an event that the broker does not confirm is answered 503 before the deadline."""
     async with strict_server(load_catalog().topics) as server:
         gate = asyncio.Event()
         server.script.extend([gate] * 10)
@@ -242,8 +231,8 @@ async def test_what_is_in_flight_is_answered_though_the_broker_hangs(tmp_path):
     assert status == 0
 
 
-def test_contradictions_stop_the_start_with_all_problems(tmp_path):
-    """A start that cannot work ends at once, with every problem and no traceback."""
+def test_wrong_settings_are_reported_together(tmp_path):
+    """Startup fails with every problem, without a traceback."""
     ended = run(
         "serve", "--transport", "memory", "--environment", "prod", "--workers", "2", "--port", "x", cwd=tmp_path
     )
@@ -254,77 +243,52 @@ def test_contradictions_stop_the_start_with_all_problems(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_events_that_do_not_work_stop_the_start(tmp_path):
-    """A module that does not import is named before anything is served."""
+def test_event_module_that_does_not_import_is_an_error(tmp_path):
+    """Startup fails with the name of the module."""
     ended = run("serve", "--events", "no_such_module", cwd=tmp_path)
     assert ended.returncode == 1
     assert "Error: the module 'no_such_module' (PULSECART_EVENTS) does not import" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_help_lists_every_setting_with_its_variable_and_default(tmp_path):
-    """`pulsecart serve --help` is complete."""
-    text = " ".join(run("serve", "--help", cwd=tmp_path).stdout.split())
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_help_shows_every_setting_in_its_group(tmp_path, columns):
+    """`serve --help` has each option with its values, and its text, variable and default in lines of full width."""
+    text = run("serve", "--help", cwd=tmp_path, env=os.environ | {"COLUMNS": str(columns)}).stdout
+    assert max(map(len, text.splitlines())) <= columns
+    groups = re.split(r"^(?=\S.*:$)", text, flags=re.MULTILINE)
+    assert [group.partition(":")[0] for group in groups[1:]] == [
+        "What to serve",
+        "Where events go",
+        "Limits",
+        "Ordering and batching",
+        "Telemetry and logs",
+        "Development",
+        "Other",
+    ]
     for setting in attrs.fields(Settings):
-        assert f"--{setting.name.replace('_', '-')} {setting.metadata['variable']}" in text
-        assert setting.metadata["default"] in text.replace("- ", "-")  # a line may end at a hyphen
+        metadata = setting.metadata
+        (group,) = [group for group in groups if group.startswith(f"{metadata['group']}:\n")]
+        words = f"{metadata['help']} [env: {metadata['variable']}, default: {metadata['default']}]"
+        option = f"  --{setting.name.replace('_', '-')} {metadata['metavar']}\n"
+        assert " ".join(group.partition(option)[2].split()).startswith(words)
 
 
-def test_version():
-    """`pulsecart --version` prints the version."""
-    assert re.fullmatch(r"pulsecart \d+\.\d+\.\d+\n", run("--version").stdout)
+def test_help_names_the_kind_of_value(tmp_path):
+    """The placeholder of an option says what to write, not the name of the variable."""
+    text = run("serve", "--help", cwd=tmp_path).stdout
+    assert "--port NUMBER\n" in text
+    assert "--transport [memory|emulator|pubsub]\n" in text
+    assert "--body-timeout SECONDS\n" in text
 
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("setting", attrs.fields(Settings), ids=lambda setting: setting.name)
-def test_the_readme_lists_every_setting(setting):
+def test_readme_lists_every_setting(setting):
     """README's table has each option, variable, default and description, word for word."""
-    option = f"--{setting.name.replace('_', '-')}"
     metadata = setting.metadata
+    option = f"--{setting.name.replace('_', '-')}"
     row = f"| `{option}` | `{metadata['variable']}` | {metadata['default']} | {metadata['help']} |"
     assert row in README.read_text()
-
-
-def test_trace_prints_the_trace_of_an_event(tmp_path):
-    """The trace id, the time inside an id of ours, and a link where there is a template, from .env too."""
-    event_id = "evt_01a208d02d4708440c6fe7ff04e1d3bb"
-    (tmp_path / ".env").write_text("PULSECART_TRACE_URL=https://traces.example/{trace_id}?all\n")
-    result = run("trace", event_id, cwd=tmp_path)
-    assert (result.returncode, result.stdout.splitlines()) == (
-        0,
-        [
-            "01a208d02d4708440c6fe7ff04e1d3bb",
-            "made 2026-11-23T14:29:50.535Z",
-            "https://traces.example/01a208d02d4708440c6fe7ff04e1d3bb?all",
-        ],
-    )
-
-
-@pytest.mark.parametrize("event_id", ["mine", f"evt_{'0' * 32}", f"evt_{'f' * 12}0{'f' * 19}"])
-def test_trace_knows_every_form_of_id(tmp_path, event_id):
-    """An id of another form, or with a time that no calendar has, has a trace id and no time."""
-    result = run("trace", event_id, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (0, trace_id_of(event_id) + "\n")
-
-
-def test_trace_refuses_a_template_that_is_none(tmp_path):
-    """A template without a place for the trace id is named."""
-    result = run("trace", "mine", cwd=tmp_path, env=os.environ | {"PULSECART_TRACE_URL": "http://localhost/"})
-    assert result.returncode == 2
-    assert "PULSECART_TRACE_URL" in result.stderr
-
-
-@pytest.mark.parametrize("event_id", [b"", b" ", b"x" * 1025, b"\xff"])
-def test_trace_refuses_what_is_no_event_id(tmp_path, event_id):
-    """An empty id, one that no event can have, or no text: one sentence, and no traceback."""
-    result = run("trace", os.fsdecode(event_id), cwd=tmp_path)
-    assert result.returncode == 2
-    assert "an event id has 1 to 1024 bytes of UTF-8" in result.stderr
-
-
-def test_trace_takes_an_id_as_it_was_pasted(tmp_path):
-    """Blanks around an id are no part of it, and one that begins with a dash is no option."""
-    assert run("trace", " mine\n", cwd=tmp_path).stdout == trace_id_of("mine") + "\n"
-    assert run("trace", "-x", cwd=tmp_path).stdout == trace_id_of("-x") + "\n"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on real sockets: what the protocol class promises to any application, with limits small enough to reach."""
+"""The protocol class on real sockets, with any application, and with limits small enough to reach."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from pulsecart.http.protocol import ConnectionLimits, HttpProtocol
+from pulsecart.serve.protocol import ConnectionLimits, HttpProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -398,7 +398,7 @@ async def test_unix_socket(tmp_path):
 
 
 async def test_abandoned_stream_ends():
-    """An application that streams is told nothing more when the client has gone, and its task ends."""
+    """An application that streams gets no error when the client has disconnected, and its task ends."""
     ended = asyncio.Event()
 
     async def stream(_scope: Any, receive: Any, send: Any) -> None:
@@ -445,7 +445,7 @@ async def test_half_closed_client_gets_its_answers():
 
 
 async def test_half_closed_client_while_it_waits():
-    """An application that waits for more is told that the client sends nothing more; its answer is still delivered."""
+    """An application that waits for more receives a disconnect; its answer is still delivered."""
 
     async def waits(_scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -463,7 +463,7 @@ async def test_half_closed_client_while_it_waits():
 
 @pytest.mark.parametrize("part", [b"", b"GET /", POST + b"Content-Length: 5\r\n\r\nhe", CHUNKED + b"\r\n5\r\nhe"])
 async def test_end_of_input_within_a_request_closes(part):
-    """Where the rest of a request can no longer come, the connection is closed and the application is told."""
+    """If the rest of a request cannot arrive, the connection is closed and the application receives a disconnect."""
     app = Echo()
     async with running(app) as service:
         client = await service.connect()
@@ -792,7 +792,7 @@ async def test_too_many_connections_close_the_one_that_waits_longest():
 
 
 async def test_too_many_busy_connections_are_503():
-    """Where all connections have a request, a new one is told to come back."""
+    """If all connections have a request in progress, a new one gets a 503."""
     gate = asyncio.Event()
 
     async def slow(_scope: Any, _receive: Any, send: Any) -> None:

@@ -1,4 +1,8 @@
-"""The HTTP server: uvicorn, with what it lacks."""
+"""Runs the service on uvicorn.
+
+This module uses only uvicorn's documented options. What depends on its interface for protocol classes is in
+`pulsecart.serve.protocol`.
+"""
 
 import asyncio
 import gc
@@ -15,28 +19,28 @@ from typing import Any, cast
 import uvicorn
 from starlette.applications import Starlette
 
-from pulsecart.app import create_app
-from pulsecart.http.protocol import ConnectionLimits, HttpProtocol
-from pulsecart.settings import Settings
+from pulsecart.serve.protocol import ConnectionLimits, HttpProtocol
+from pulsecart.serve.settings import Settings
+from pulsecart.serve.wiring import create_app
 from pulsecart.telemetry import logs
 
 __all__ = ["application", "run"]
 
 OTHER_FILES = 200
-"""How many files a process needs for all but its connections."""
+"""How many open files a process needs in addition to its connections."""
 
 GRACE_SECONDS = 8
-"""How long requests may take to end once the server has been told to stop."""
+"""How long requests may take to finish after the signal to stop."""
 
 
 def run(settings: Settings) -> None:
-    """Serve until told to stop. Workers and application read the settings from the environment."""
+    """Serve until a signal. Workers and application read the settings from the environment."""
     logs.capture()
-    # uvicorn, when it has stopped for a signal, sends itself that signal again. To have been stopped is no failure.
+    # After a graceful shutdown uvicorn raises the signal again, whose default handler would end with a failure status.
     signal.signal(signal.SIGTERM, _exit)
     _allow_open_files(settings.max_connections + OTHER_FILES)
     uvicorn.run(
-        "pulsecart.server:application",
+        "pulsecart.serve.server:application",
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -51,12 +55,12 @@ def run(settings: Settings) -> None:
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a further signal must not interrupt the exit
+    signal.signal(number, signal.SIG_IGN)  # another signal must not interrupt the exit
     sys.exit(0)
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files of this process, and so of its workers, as far as the system lets it."""
+    """Raise the limit of open files, which workers inherit, as far as the system allows."""
     with suppress(ImportError):  # Windows has no such limit
         import resource
 
@@ -67,7 +71,7 @@ def _allow_open_files(count: int) -> None:
 
 
 def _stop_with_supervisor() -> None:
-    """Stop this worker when the process that supervises it has died: nobody else would."""
+    """Stop this worker when its supervisor has died, since no other process would."""
     if supervisor := multiprocessing.parent_process():
         loop, sentinel = asyncio.get_running_loop(), supervisor.sentinel
 
@@ -79,7 +83,7 @@ def _stop_with_supervisor() -> None:
 
 
 def application() -> Starlette:
-    """Make the application, for a process that does nothing else."""
+    """Make the application for a process of its own."""
     logs.capture()
     app = create_app()
     lifespan = app.router.lifespan_context
@@ -89,8 +93,8 @@ def application() -> Starlette:
         try:
             async with lifespan(app) as state:
                 _stop_with_supervisor()
-                # What start-up has loaded stays, and need not be looked through again and again for garbage: that
-                # stopped requests for tens of milliseconds. Measured: p99 under full load 78 ms before, 46 ms after.
+                # What startup has loaded stays, so the collector need not scan it again and again, which paused
+                # requests for tens of milliseconds. Measured: p99 under full load 78 ms before, 46 ms after.
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(10_000, 20, 20)

@@ -1,16 +1,24 @@
 """One HTTP/1.1 connection: reads requests one at a time, runs the application, and writes its answers.
 
 uvicorn's own protocol class parses whatever arrives, as many requests ahead as a client sends, keeps chunked trailers
-without a limit and waits for ever for a client that does not read. Here everything that a client can make the service
+without a limit and waits forever for a client that does not read. Here everything that a client can make the service
 hold is bounded: a head in bytes and time, a body by what the application has taken, trailers in bytes, requests to the
 one that is being answered, and an answer by the time that the client takes to read it.
 
 httptools parses heads and chunked bodies. It is given exactly one head, or the bytes of one chunked body, at a time;
-where this module and the parser disagree about where something ends, the connection is closed.
+if this module and the parser disagree about where something ends, the connection is closed.
 
-uvicorn makes an instance for each connection. Of uvicorn this module uses what every `http=` class receives: the
-`Config` (`loaded_app`, `root_path`, `timeout_keep_alive`), the `ServerState` (`connections`, `tasks`,
-`total_requests`, `default_headers`) and the method `shutdown`, which the server calls.
+This is the one module that depends on uvicorn's interface for protocol classes, the `http=` option. The option is
+documented, the interface is not, so pyproject.toml caps uvicorn's version. uvicorn calls the class for each connection
+with `config`, `server_state`, `app_state` and `_loop`. Used are:
+
+- `Config.loaded_app`: the application, with uvicorn's own middleware, such as for proxy headers, around it;
+- `Config.root_path`: the prefix of all paths, for `scope["root_path"]`;
+- `Config.timeout_keep_alive`: how long a connection may be idle between requests;
+- `ServerState.connections`: when the server stops, it calls `shutdown()` of each and waits until none is left;
+- `ServerState.tasks`: the server waits for these before it stops, and cancels them at the end of its grace period;
+- `ServerState.total_requests`: the server restarts workers after `limit_max_requests` of them;
+- `ServerState.default_headers`: `Date`, which the server renews each second, and the headers that are configured.
 """
 
 import asyncio
@@ -42,7 +50,7 @@ class ConnectionLimits:
     """The most bytes of a request's line and headers."""
 
     trailer_bytes: int = 8_192
-    """The most bytes behind a chunked body's last chunk, and in the line that begins a chunk."""
+    """The most bytes after a chunked body's last chunk, and in the line that begins a chunk."""
 
     head_seconds: float = 30
     """How long a connection may take to send its first head, and any head once it has begun."""
@@ -124,7 +132,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Whether the client has said that it sends nothing more."""
         self._exchange: _Exchange | None = None
         self._body: _Sized | _Chunked | None = None
-        """What is still to come of the request's body; None where it is complete."""
+        """The part of the request's body that has not arrived; None if it is complete."""
         self._discarded = 0
         self._due: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -173,7 +181,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._exchange.keep_alive = False
 
     def pause_writing(self) -> None:
-        """Hold the application up, for a bounded time: the client does not read."""
+        """Make the application wait, for a bounded time, since the client does not read."""
         self._writable = asyncio.Event()
         self._expect(self._limits.write_seconds, self._transport.abort)
 
@@ -233,7 +241,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # Time. One timer serves a connection: to set one for each request would cost more than the requests' heads.
 
     def _expect(self, seconds: float, or_else: Callable[[], None]) -> None:
-        """Call `or_else` after some seconds, unless something else is expected by then, or nothing."""
+        """Call `or_else` after some seconds, unless it is called again or `_due` is cleared before."""
         self._due = due = self._loop.time() + seconds
         self._or_else = or_else
         if self._timer is None or self._timer.when() > due:
@@ -304,7 +312,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._refuse(_head_too_large(self._limits.head_bytes))
             return False
         if end < 4:
-            if not data[:1].isalpha():  # TLS, say: waiting for the end of its head would be in vain
+            if not data[:1].isalpha():  # such as TLS, where the end of a head would never come
                 self._refuse(_MALFORMED)
             elif not self._searched:
                 self._expect(self._limits.head_seconds, self._head_is_late)
@@ -422,13 +430,13 @@ class _Head:
         self.expects_continue = False
 
     def parse(self, head: bytes) -> bool:
-        """Return whether this is one sound head."""
+        """Return whether this is exactly one valid head."""
         self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             # A server may ignore an offer to upgrade (RFC 9110, section 7.8). Some clients offer HTTP/2 with every
-            # plain request. CONNECT asks for a tunnel, and there is none.
+            # plain request. CONNECT asks for a tunnel, which is not supported.
             if self._method == b"CONNECT":
                 return False
         except httptools.HttpParserError:
@@ -617,7 +625,7 @@ class _Exchange:
         self._chunked = False
         self._length = 0
 
-    # What the connection tells.
+    # Called by the connection.
 
     def take(self, part: bytes) -> int:
         """Keep a part of the body for the application. Return how many bytes wait for it."""
@@ -637,7 +645,7 @@ class _Exchange:
         self._notify()
 
     def disconnect(self) -> None:
-        """Note that nobody reads the answer."""
+        """Note that the client has disconnected."""
         self._disconnected = True
         self._notify()
 
@@ -645,10 +653,10 @@ class _Exchange:
         if self._arrived is not None:
             self._arrived.set()
 
-    # What the application does.
+    # Called by the application.
 
     async def run(self, app: Any) -> None:
-        """Run the application, and see that there is an answer, whatever it does."""
+        """Run the application, and answer in its place if it fails."""
         try:
             await app(self.scope, self.receive, self.send)
             if not self.complete and not self._disconnected:
@@ -669,11 +677,11 @@ class _Exchange:
         if not self.started:
             self.started = True
             self._protocol.write(answer(problem, self._default_headers))
-        # Of an answer that has begun, the missing end says that it is not whole.
+        # If the answer has begun, its missing end shows the client that it is incomplete.
         self._protocol.ended(keep_alive=False)
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next part of the body, or that the client has gone."""
+        """Return the next part of the body, or a disconnect."""
         if self._expects_continue:
             self._expects_continue = False
             if self._more_body and not self._parts and not self.started:
@@ -717,7 +725,7 @@ class _Exchange:
                 self.keep_alive = False
                 continue
             elif name == b"transfer-encoding":
-                continue  # that is ours to choose
+                continue  # this class chooses it
             lines.append(b"%b: %b\r\n" % (name, value))
         if self._more_body:
             self.keep_alive = False  # the rest of the body will not be read
@@ -734,7 +742,7 @@ class _Exchange:
         self.started = True
         if self._chunked:
             self._flush(b"")
-            self._protocol.flush()  # a stream's first part may be long in coming
+            self._protocol.flush()  # the first part of a stream may take long
 
     def _write(self, body: bytes, *, more: bool) -> None:
         if self.scope["method"] == "HEAD":
@@ -747,7 +755,7 @@ class _Exchange:
                 raise RuntimeError("the answer has another length than its Content-Length says")
         self._flush(body)
         if more:
-            self._protocol.flush()  # so that a stream is held up where the client does not read
+            self._protocol.flush()  # so that a stream waits for a client that does not read
         else:
             self.complete = True
             self._notify()

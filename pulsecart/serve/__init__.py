@@ -1,0 +1,1 @@
+"""Running pulsecart as a service: its settings, and the HTTP server."""

@@ -1,0 +1,306 @@
+"""The settings: what each is called, what it does, its default and its values, and what contradicts what."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from pulsecart.errors import SettingsError
+from pulsecart.events.commerce import USER_ACTIONS
+from pulsecart.limits import Batching, Limits
+from pulsecart.message import MAX_MESSAGE_BYTES
+from pulsecart.ordering import Ordering, by_user, in_shards, unordered
+from pulsecart.serve import values
+from pulsecart.serve.hosts import is_listed, is_loopback
+from pulsecart.suggest import nearest
+
+__all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings"]
+
+TRANSPORTS = ("memory", "emulator", "pubsub")
+ENVIRONMENTS = ("dev", "staging", "prod")
+
+_DEV_PROJECT = "pulsecart-dev"
+
+# The groups of `pulsecart serve --help`, which shows settings in the order in which they are defined.
+_WHAT = "What to serve"
+_WHERE = "Where events go"
+_LIMITS = "Limits"
+_BATCHING = "Ordering and batching"
+_TELEMETRY = "Telemetry and logs"
+_DEVELOPMENT = "Development"
+
+
+def _setting(variable: str, group: str, metavar: str, help: str, *, shown: str = "", **options: Any) -> Any:
+    """Define a setting. `shown` is its default in words; options are attrs' own, and the parser of its text."""
+    default = options.get("default")
+    metadata = {
+        "variable": variable,
+        "group": group,
+        "metavar": metavar,
+        "help": help,
+        "parse": options.pop("parse", str),
+        "default": shown or (f"{default:g}" if isinstance(default, float) else str(default)),
+    }
+    return field(metadata=metadata, **options)
+
+
+def _choice(variable: str, group: str, allowed: tuple[str, ...], help: str, **options: Any) -> Any:
+    """Define a setting that is one of a few words."""
+    return _setting(variable, group, f"[{'|'.join(allowed)}]", help, validator=values.one_of(*allowed), **options)
+
+
+def _number(variable: str, group: str, metavar: str, help: str, bounds: tuple[float, float], **options: Any) -> Any:
+    """Define a setting that is a number in a range."""
+    check = values.between(*bounds)
+    return _setting(variable, group, metavar, help, parse=values.number, validator=check, **options)
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What the service needs to know. Raises `SettingsError` for values that are wrong or contradict each other."""
+
+    environment: str = _choice(
+        "ENVIRONMENT", _WHAT, ENVIRONMENTS, "Where it runs: dev, staging or prod.", default="dev"
+    )
+    host: str = _setting("PULSECART_HOST", _WHAT, "ADDRESS", "The address to listen on.", default="127.0.0.1")
+    port: int = _number("PORT", _WHAT, "NUMBER", "The port to listen on; 0 takes a free one.", (0, 65535), default=8000)
+    workers: int = _number(
+        "PULSECART_WORKERS", _WHAT, "NUMBER", "The number of processes that serve.", (1, 64), default=1
+    )
+    events: tuple[str, ...] = _setting(
+        "PULSECART_EVENTS",
+        _WHAT,
+        "MODULES",
+        "Modules with event classes of your own, separated by commas.",
+        default=(),
+        parse=values.names,
+        shown="none",
+    )
+    drain_delay: float = _number(
+        "PULSECART_DRAIN_DELAY",
+        _WHAT,
+        "SECONDS",
+        "How long to keep taking events after SIGTERM, with /readyz at 503; 5 is good on Kubernetes.",
+        (0.0, 300.0),
+        default=0.0,
+    )
+    transport: str = _choice(
+        "PULSECART_TRANSPORT",
+        _WHERE,
+        TRANSPORTS,
+        "Where events go: memory, emulator or pubsub.",
+        shown="in development, emulator if PUBSUB_EMULATOR_HOST is set, else memory on a developer's machine",
+    )
+    project: str = _setting(
+        "GCP_PROJECT_ID",
+        _WHERE,
+        "PROJECT",
+        "The Google Cloud project of the topics.",
+        default=_DEV_PROJECT,
+        validator=values.project,
+    )
+    endpoint: str = _setting(
+        "PULSECART_ENDPOINT",
+        _WHERE,
+        "HOST:PORT",
+        "Pub/Sub's endpoint. For order, name a region's, such as us-central1-pubsub.googleapis.com:443.",
+        default="pubsub.googleapis.com:443",
+        validator=values.address,
+    )
+    emulator_host: str = _setting(
+        "PUBSUB_EMULATOR_HOST",
+        _WHERE,
+        "HOST:PORT",
+        "The address of the Pub/Sub emulator.",
+        default="",
+        validator=values.address,
+        shown="none",
+    )
+    publish_deadline: float = _number(
+        "PULSECART_PUBLISH_DEADLINE",
+        _WHERE,
+        "SECONDS",
+        "How long the broker may take to confirm an event, from the end of the request's body; then the answer is 503.",
+        (0.1, 600.0),
+        default=10.0,
+    )
+    max_body_bytes: int = _number(
+        "PULSECART_MAX_BODY_BYTES",
+        _LIMITS,
+        "BYTES",
+        "The largest request body; at most Pub/Sub's 10,000,000.",
+        (1, MAX_MESSAGE_BYTES),
+        default=1_048_576,
+    )
+    body_timeout: float = _number(
+        "PULSECART_BODY_TIMEOUT",
+        _LIMITS,
+        "SECONDS",
+        "How long a request body may take to arrive; then the answer is 408.",
+        (0.1, 600.0),
+        default=10.0,
+    )
+    max_messages: int = _number(
+        "PULSECART_MAX_MESSAGES",
+        _LIMITS,
+        "NUMBER",
+        "The most events in flight in one process; beyond that the answer is 503.",
+        (1, 1_000_000),
+        default=10_000,
+    )
+    max_bytes: int = _number(
+        "PULSECART_MAX_BYTES",
+        _LIMITS,
+        "BYTES",
+        "The most memory for events in one process, copies included; beyond that the answer is 503. Half is for bodies "
+        "that are still arriving, half for events that wait for the broker.",
+        (MAX_MESSAGE_BYTES, 100_000_000_000),
+        default=100_000_000,
+    )
+    max_connections: int = _number(
+        "PULSECART_MAX_CONNECTIONS",
+        _LIMITS,
+        "NUMBER",
+        "The most connections of one process. Beyond that an idle one is closed; if none is idle, the new one gets a "
+        "503.",
+        (1, 1_000_000),
+        default=5_000,
+    )
+    connection_bytes: int = _number(
+        "PULSECART_CONNECTION_BYTES",
+        _LIMITS,
+        "BYTES",
+        "How much of a body each connection may hold even if --max-bytes is used up.",
+        (0, MAX_MESSAGE_BYTES),
+        default=16_384,
+    )
+    ordering: Mapping[str, str] = _setting(
+        "PULSECART_ORDERING",
+        _BATCHING,
+        "TOPIC=ORDERING,...",
+        "What is delivered in order, by topic: topic=user, topic=shards:8 or topic=none, separated by commas.",
+        default={},
+        parse=values.parse_ordering,
+        validator=values.ordering,
+        shown="user for every topic",
+    )
+    batching: Mapping[str, Batching] = _setting(
+        "PULSECART_BATCHING",
+        _BATCHING,
+        "TOPIC=BATCHING,...",
+        "How events share requests to the broker, by topic: topic=messages:bytes:milliseconds, separated by commas.",
+        default={USER_ACTIONS: Batching(max_latency=0.05)},
+        parse=values.parse_batching,
+        validator=values.batching,
+        shown=f"{USER_ACTIONS}=100:1048576:50, others 100:1048576:0",
+    )
+    log_level: str = _choice(
+        "PULSECART_LOG_LEVEL",
+        _TELEMETRY,
+        ("debug", "info", "warning", "error"),
+        "The lowest level that is logged: debug, info (a line for each event), warning or error.",
+        default="info",
+    )
+    personal_data: str = _choice(
+        "PULSECART_PERSONAL_DATA",
+        _TELEMETRY,
+        ("true", "false"),
+        "Whether spans may contain ordering keys, and logs the messages of unexpected errors: true or false.",
+        default="false",
+    )
+    trace_url: str = _setting(
+        "PULSECART_TRACE_URL",
+        _TELEMETRY,
+        "URL",
+        "The address of a trace for pulsecart trace, with {trace_id} as the placeholder.",
+        default="",
+        validator=values.trace_url,
+        shown="none",
+    )
+    dev_hosts: tuple[str, ...] = _setting(
+        "PULSECART_DEV_HOSTS",
+        _DEVELOPMENT,
+        "HOSTS",
+        "Host names, addresses and networks that may use /dev/messages in addition to loopback, separated by commas.",
+        default=(),
+        parse=values.names,
+        validator=values.host_names,
+        shown="none",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if problems := self._contradictions():
+            raise SettingsError(problems)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the transport.
+
+        A topic ordered by user does not wait for more messages: with one key per user, few would come.
+        """
+        batching = {
+            topic: batching if self.ordering.get(topic, "user") != "user" else evolve(batching, max_latency=0)
+            for topic, batching in self.batching.items()
+        }
+        return Limits(
+            deadline=self.publish_deadline,
+            max_messages=self.max_messages,
+            max_bytes=self.max_bytes // 2,  # the other half is for bodies that are still arriving
+            batching=batching,
+        )
+
+    @property
+    def orderings(self) -> dict[str, Ordering]:
+        """The ordering of each topic for which one is set."""
+        fixed = {"user": by_user, "none": unordered}
+        return {
+            topic: fixed.get(choice) or in_shards(int(choice.removeprefix("shards:")))
+            for topic, choice in self.ordering.items()
+        }
+
+    def may_use_dev(self, host: str) -> bool:
+        """Return whether a host, by name or address, may use the `/dev` routes: loopback and `dev_hosts` may."""
+        return is_loopback(host) or is_listed(host, self.dev_hosts)
+
+    def require_topics(self, known: Collection[str]) -> None:
+        """Check that the settings by topic name topics that exist. Raises `SettingsError`."""
+        listed = ", ".join(known)
+        problems = [
+            f"{variable}: no event type has the topic {topic!r}{nearest(topic, known) or f'; the topics are {listed}'}"
+            for variable, topics in (("PULSECART_ORDERING", self.ordering), ("PULSECART_BATCHING", self.batching))
+            for topic in topics
+            if topic not in known and topic != USER_ACTIONS
+        ]
+        if problems:
+            raise SettingsError(problems)
+
+    def _contradictions(self) -> list[str]:
+        problems = []
+        if self.transport == "memory" and self.environment != "dev":
+            problems.append(
+                f"the memory transport keeps nothing and is for development, but ENVIRONMENT is {self.environment}: "
+                "set PULSECART_TRANSPORT=pubsub"
+            )
+        if self.transport == "memory" and self.workers > 1:
+            problems.append(
+                f"{self.workers} workers cannot share the memory transport, each would keep messages of its own: "
+                "set PULSECART_WORKERS=1, or another transport"
+            )
+        if self.transport == "emulator" and not self.emulator_host:
+            problems.append(
+                "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
+                "(--emulator-host), such as 127.0.0.1:8085"
+            )
+        try:
+            _ = self.limits
+        except ValueError as error:
+            problems.append(f"PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: {error}")
+        if self.transport == "pubsub":
+            if self.project == _DEV_PROJECT:
+                problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")
+            if self.emulator_host:
+                problems.append(
+                    f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
+                    "unset it, or set PULSECART_TRANSPORT=emulator"
+                )
+        return problems

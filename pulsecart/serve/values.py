@@ -1,0 +1,168 @@
+"""Values of settings: parsers, which turn text into a value, and validators, which check one.
+
+A parser returns text that it cannot parse as it is, for the validator to reject with the setting's name.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NoReturn, TypeAlias
+
+import attrs
+
+from pulsecart.errors import SettingsError
+from pulsecart.limits import Batching
+from pulsecart.serve.hosts import network
+from pulsecart.suggest import closest
+
+__all__ = [
+    "address",
+    "batching",
+    "between",
+    "host_names",
+    "names",
+    "number",
+    "one_of",
+    "option",
+    "ordering",
+    "parse_batching",
+    "parse_ordering",
+    "project",
+    "trace_url",
+]
+
+Setting: TypeAlias = "attrs.Attribute[Any]"
+Validator: TypeAlias = Callable[[Any, Setting, Any], None]
+
+_MAX_SHOWN = 100
+"""How many characters of a wrong value a message repeats."""
+
+
+def option(setting: Setting) -> str:
+    """Return the name of a setting on the command line."""
+    return f"--{setting.name.replace('_', '-')}"
+
+
+def _reject(setting: Setting, expected: str, value: object, hint: str = "") -> NoReturn:
+    variable = setting.metadata["variable"]
+    raise SettingsError([f"{variable} ({option(setting)}) must be {expected}, not {_shown(value)}{hint}"])
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message may repeat it: not too long, and without a user and password."""
+    _, at, host = str(value).rpartition("@")
+    shown = repr(f"…@{host}" if at else value)
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+
+
+# Parsers.
+
+
+def number(text: str) -> int | float | str:
+    """Parse a number of up to 20 digits, since Python takes long to parse many."""
+    if not re.fullmatch(r"-?\d{1,20}(\.\d{1,20})?", text, re.ASCII):
+        return text
+    return float(text) if "." in text else int(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_ordering(text: str) -> dict[str, str]:
+    """Parse `topic=ordering,…`."""
+    return {topic: choice for topic, _, choice in (part.partition("=") for part in names(text))}
+
+
+def parse_batching(text: str) -> dict[str, Batching] | str:
+    """Parse `topic=messages:bytes:milliseconds,…`."""
+    found = {}
+    for part in names(text):
+        match = re.fullmatch(r"([^=]+)=(\d{1,20}):(\d{1,20}):(\d{1,20})", part, re.ASCII)
+        if not match:
+            return text
+        topic, messages, size, milliseconds = match[1], int(match[2]), int(match[3]), int(match[4])
+        try:
+            found[topic] = Batching(max_messages=messages, max_bytes=size, max_latency=milliseconds / 1000)
+        except ValueError:
+            return text
+    return found
+
+
+# Validators, in the form that attrs expects.
+
+
+def one_of(*allowed: str) -> Validator:
+    """Accept one of a few words."""
+
+    def validate(_settings: Any, setting: Setting, value: Any) -> None:
+        if value not in allowed:
+            text = str(value).lower()
+            near = next((one for one in allowed if text.startswith(one)), None) or closest(text, allowed)
+            hint = f"; did you mean {near!r}?" if near else ""
+            _reject(setting, f"{', '.join(allowed[:-1])} or {allowed[-1]}", value, hint)
+
+    return validate
+
+
+def between(low: float, high: float) -> Validator:
+    """Accept a number in a range; a whole one if the range is given in whole numbers."""
+    whole = isinstance(low, int)
+
+    def validate(_settings: Any, setting: Setting, value: Any) -> None:
+        if not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+            _reject(setting, f"a {'whole ' if whole else ''}number from {low:,} to {high:,}", value)
+
+    return validate
+
+
+def address(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept host:port, or an empty string."""
+    if value and not re.fullmatch(r"([^\s/:@]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", value):
+        _reject(setting, "host:port, such as 127.0.0.1:8085", value)
+
+
+def project(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept a project id."""
+    if not re.fullmatch(r"[A-Za-z0-9.:-]+", value):
+        _reject(setting, "a project id", value)
+
+
+def host_names(_settings: Any, setting: Setting, value: Collection[str]) -> None:
+    """Accept host names, addresses and networks."""
+    for host in value:
+        if not re.fullmatch(r"(?=.*[a-z])[a-z0-9._-]+", host, re.ASCII | re.IGNORECASE) and not network(host):
+            _reject(
+                setting,
+                "host names, addresses or networks without a port, separated by commas, such as "
+                "pulsecart,172.16.0.0/12",
+                host,
+            )
+
+
+def trace_url(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept a URL with a placeholder for the trace id, or an empty string."""
+    if value and not re.fullmatch(r"https?://([^{}]*\{trace_id\})+[^{}]*", value):
+        _reject(setting, "a URL with {trace_id} in it, such as http://localhost:16686/trace/{trace_id}", value)
+
+
+def ordering(_settings: Any, setting: Setting, value: Mapping[str, str]) -> None:
+    """Accept an ordering for each topic."""
+    for topic, choice in value.items():
+        if not re.fullmatch(r"user|none|shards:[1-9]\d{0,3}", choice, re.ASCII):
+            _reject(
+                setting,
+                "topic=user, topic=none or topic=shards:N with N from 1 to 9,999, separated by commas",
+                f"{topic}={choice}",
+            )
+
+
+def batching(_settings: Any, setting: Setting, value: Any) -> None:
+    """Accept what `parse_batching` could parse."""
+    if not isinstance(value, Mapping):
+        _reject(
+            setting,
+            "topic=messages:bytes:milliseconds, separated by commas, such as my.topic=100:1048576:50, with at most "
+            "1,000 messages, 10,000,000 bytes and 10,000 milliseconds",
+            value,
+        )

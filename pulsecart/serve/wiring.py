@@ -1,0 +1,132 @@
+"""The service as an ASGI application: wires settings, transport, core and HTTP."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from pulsecart.errors import BrokerUnavailable, SettingsError
+from pulsecart.events import Catalog, load_catalog
+from pulsecart.http.body import Bodies
+from pulsecart.http.dev import messages
+from pulsecart.http.dispatch import Application
+from pulsecart.http.drain import Drain
+from pulsecart.http.health import alive, ready
+from pulsecart.http.ingest import ROUTE, Ingest
+from pulsecart.http.problems import EXCEPTION_HANDLERS
+from pulsecart.ports import Inspectable, Observer, TopicAdmin, Transport
+from pulsecart.producer import Producer
+from pulsecart.serve.environment import load_settings
+from pulsecart.serve.settings import Settings
+from pulsecart.telemetry import export, logs
+from pulsecart.telemetry.observer import Telemetry
+from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger("pulsecart")
+
+
+def create_app(settings: Settings | None = None, *, transport: Transport | None = None) -> Starlette:
+    """Make the application, for any ASGI server: `uvicorn --factory pulsecart.app:create_app`.
+
+    Settings are read from the environment where none are given. A transport may be given in place
+    of the one the settings name; it is opened and closed with the application.
+    Raises `SettingsError` or `DefinitionError`.
+    """
+    settings, catalog = _load(settings)
+    personal_data = settings.personal_data == "true"
+    telemetry = Telemetry(traces_keys=personal_data)
+    admin: TopicAdmin | None = None
+    if transport is None:
+        transport, admin = _make_transport(settings, telemetry)
+    producer = Producer(transport, catalog=catalog, ordering=settings.orderings, observer=telemetry)
+    if not structlog.is_configured():
+        logs.configure(settings.log_level, settings.project)
+    event_log = logs.EventLog(personal_data=personal_data)
+
+    drain = Drain(transport, settings.drain_delay)
+
+    async def missing_topics() -> list[str]:
+        return await transport.check(catalog.topics)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with export.exporting(telemetry.start), transport:
+            try:
+                missing = await missing_topics()
+                if admin is not None:
+                    await admin.create_topics(missing)
+                    missing = []
+            except BrokerUnavailable as error:
+                # No reason not to start: it may come, callers get a 503 until then, and /readyz tells.
+                _log.warning("The broker is not available yet: %s", error.log_detail)
+            else:
+                for topic in missing:
+                    _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
+            async with drain.on_signals():
+                yield
+            event_log.flush()
+        await asyncio.to_thread(logs.flush)
+
+    endpoint = Ingest(
+        producer,
+        event_log,
+        Bodies(
+            body_limit=settings.max_body_bytes,
+            limit=settings.max_bytes,
+            share=settings.connection_bytes,
+            seconds=settings.body_timeout,
+        ),
+    )
+    routes = [
+        Route(ROUTE, endpoint, methods=["POST"]),
+        Route("/health", alive),
+        Route("/livez", alive),
+        Route("/readyz", ready(missing_topics, drain)),
+    ]
+    if settings.environment == "dev" and isinstance(transport, Inspectable):
+        routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
+    app = Application(
+        {("POST", ROUTE): endpoint}, telemetry, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
+    )
+    app.router.redirect_slashes = False  # a redirected POST is a body sent twice; a 404 says where to send it
+    return app
+
+
+def _load(settings: Settings | None) -> tuple[Settings, Catalog]:
+    try:
+        settings = load_settings() if settings is None else settings
+        catalog = load_catalog(settings.events)
+        settings.require_topics(catalog.topics)
+    except SettingsError as error:
+        # A server that calls this factory shows a traceback, in which they are hard to find.
+        _log.error("the settings do not work: %s", "; ".join(error.problems))
+        raise
+    return settings, catalog
+
+
+def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, TopicAdmin | None]:
+    """Return the transport that the settings name, and what creates its topics, if they are to be created."""
+    match settings.transport:
+        case "memory":
+            return MemoryTransport(), None
+        case "emulator":
+            creates_topics = settings.environment == "dev"
+            emulator = EmulatorTransport(
+                project=settings.project,
+                host=settings.emulator_host,
+                limits=settings.limits,
+                creates_topics=creates_topics,
+                observer=observer,
+            )
+            return emulator, emulator if creates_topics else None
+        case _:
+            pubsub = PubSubTransport(
+                project=settings.project, endpoint=settings.endpoint, limits=settings.limits, observer=observer
+            )
+            return pubsub, None

@@ -1,0 +1,46 @@
+"""What is installed: the metadata, and the lock file that the checks install from."""
+
+import re
+import tomllib
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements/lock.txt").read_text()
+
+REQUIREMENTS = [
+    *PROJECT["project"]["dependencies"],
+    *PROJECT["project"]["optional-dependencies"]["otlp"],
+    *(one for name, group in PROJECT["dependency-groups"].items() if not name.startswith("peer-") for one in group),
+]
+
+
+@pytest.mark.parametrize("text", REQUIREMENTS)
+def test_lock_satisfies_requirement(text):
+    """The lock file has a version of each requirement that pyproject.toml allows."""
+    requirement = Requirement(text)
+    versions = re.findall(rf"^{re.escape(requirement.name)}==([^\s;]+)", LOCK, re.MULTILINE)
+    assert versions, "run `nox -s lock`"
+    assert all(requirement.specifier.contains(version, prereleases=True) for version in versions)
+
+
+def test_lock_names_no_registry():
+    """The lock file can be used with any package index."""
+    assert "://" not in LOCK
+    assert "--" not in LOCK
+
+
+def test_metadata_has_urls_and_extras():
+    """The package's page links to the project, and names what can be installed in addition."""
+    found = metadata("pulsecart")
+    assert {line.partition(",")[0] for line in found.get_all("Project-URL")} == {
+        "Homepage",
+        "Documentation",
+        "Changelog",
+        "Issues",
+    }
+    assert "otlp" in found.get_all("Provides-Extra")
