@@ -27,20 +27,22 @@ with suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_digits.clear)
 
 
-def _random_digits() -> str:
-    """Return 19 hex digits that nobody has got before."""
-    while True:
-        try:
-            return _digits.pop()
-        except IndexError:
-            drawn = os.urandom(10 * _STOCK).hex()
-            _digits.extend(drawn[start : start + 19] for start in range(0, len(drawn), 20))
+def _draw_digits() -> str:
+    """Return 19 random hex digits, and put more into the stock."""
+    drawn = os.urandom(10 * _STOCK).hex()
+    first, *others = (drawn[start : start + 19] for start in range(0, len(drawn), 20))
+    _digits.extend(others)
+    return first
 
 
 def new_event_id() -> str:
     """Return a new event id; ids sort by the millisecond they were made in."""
     milliseconds = time.time_ns() // 1_000_000
-    return f"evt_{milliseconds:012x}0{_random_digits()}"
+    try:
+        digits = _digits.pop()
+    except IndexError:
+        digits = _draw_digits()
+    return f"evt_{milliseconds:012x}0{digits}"
 
 
 def trace_id_of(event_id: str) -> str:

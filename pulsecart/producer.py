@@ -13,7 +13,7 @@ from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.message import MAX_MESSAGE_BYTES, Message, Prepared, Receipt
-from pulsecart.ordering import Ordering, by_user
+from pulsecart.ordering import Ordering
 from pulsecart.ports import UNOBSERVED, Clock, IdFactory, Observer, Transport
 
 __all__ = ["Producer"]
@@ -146,11 +146,12 @@ class Producer:
     def _prepared(self, event: Event, data: bytes) -> Prepared:
         assert event.event_id is not None  # for the type checker: _complete() gave it both
         assert event.timestamp is not None
+        ordering = self._ordering.get(event.topic)
         message = Message(
             topic=event.topic,
             data=data,
             attributes={"event_type": event.event_type, "event_id": event.event_id},
-            ordering_key=self._ordering.get(event.topic, by_user)(event.user_id),
+            ordering_key=event.user_id if ordering is None else ordering(event.user_id),
         )
         size = message.size
         if size > MAX_MESSAGE_BYTES:

@@ -58,8 +58,8 @@ class Catalog:
 
         Raises `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
         """
-        fields = {name: value for name, value in document.items() if name != "event_type"}
-        event_type = document.get("event_type")
+        fields = document.copy()
+        event_type = fields.pop("event_type", None)
         if type(event_type) is str and event_type in self._classes:
             return structure(fields, self._classes[event_type])
         known = f"known are {', '.join(self._classes)}"

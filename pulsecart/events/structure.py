@@ -214,7 +214,7 @@ def _object_hook(cls: type) -> Hook:
     )
 
     def hook(value: Any, _type: Any) -> Any:
-        return generated(_object(value), cls)
+        return generated(value if type(value) is dict else _object(value), cls)
 
     return hook
 

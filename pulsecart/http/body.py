@@ -3,7 +3,7 @@
 import asyncio
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 from pulsecart.errors import Overloaded
 from pulsecart.http.problems import Problem, ProblemError
@@ -52,7 +52,10 @@ class Bodies:
         try:
             async with asyncio.timeout(self._seconds):
                 while more:
-                    chunk, more = _chunk(await receive())
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
                     size += len(chunk)
                     if size > self._body_limit:
                         raise _too_large(self._body_limit)
@@ -68,13 +71,6 @@ class Bodies:
         finally:
             self._arriving -= counted
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _chunk(message: Message) -> tuple[bytes, bool]:
-    """Return a part of a body, and whether there is more."""
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
 
 
 def _too_slow(seconds: float, size: int) -> ProblemError:

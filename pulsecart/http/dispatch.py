@@ -65,8 +65,8 @@ class Application(Starlette):
 def path_of(scope: Scope) -> str:
     """Return a request's path below the prefix that the application is mounted at."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+    root: str = scope["root_path"]
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 class _Dispatcher:
@@ -82,7 +82,7 @@ class _Dispatcher:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        path = path_of(scope)
+        path = path_of(scope) if scope.get("root_path") else scope["path"]
         endpoint = self._hot.get((scope["method"], path))
         observed = self._observer.request(scope, path if path in self._routes else "", traced=endpoint is not None)
         if observed is None:

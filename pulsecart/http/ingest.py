@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from pulsecart.errors import BrokerRefused, EventError, PublishError
 from pulsecart.http.body import Bodies
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of
-from pulsecart.message import Prepared, Receipt
+from pulsecart.message import Receipt
 from pulsecart.producer import Producer
 from pulsecart.telemetry.logs import EventLog
 
@@ -45,7 +45,11 @@ class Ingest:
             body = await self._bodies.read(headers.get(b"content-length", b""), receive)
             prepared = self._producer.prepare(body)
             del body  # while the broker is awaited, only what is sent is kept
-            receipt = await self._publish(prepared)
+            self._bodies.hold(prepared.size)
+            try:
+                receipt = await self._producer.publish(prepared)
+            finally:
+                self._bodies.release(prepared.size)
             response = _accepted(receipt)
             self._log.published(receipt, perf_counter() - started)
         except (EventError, PublishError, ProblemError) as error:
@@ -60,13 +64,6 @@ class Ingest:
             response = DEFECT.response()
             self._log.defect(error, DEFECT.type, perf_counter() - started)
         await response(scope, receive, send)
-
-    async def _publish(self, prepared: Prepared) -> Receipt:
-        self._bodies.hold(prepared.size)
-        try:
-            return await self._producer.publish(prepared)
-        finally:
-            self._bodies.release(prepared.size)
 
 
 def _headers(scope: Scope) -> _Headers:

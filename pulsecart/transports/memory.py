@@ -17,7 +17,7 @@ Handler = Callable[[Message], Awaitable[None]]
 class MemoryTransport:
     """Keeps messages in memory, until the process ends.
 
-    Of these it keeps the newest: at most `keep` messages of `keep_bytes` bytes in all. The newest one is kept even if
+    Of these it keeps the newest: at most `keep` messages with `keep_bytes` bytes of data in all. The newest one is kept even if
     it is larger than that.
 
     `handler`, an async function, is awaited with each message before it counts as published. It may wait, or raise a
@@ -53,19 +53,16 @@ class MemoryTransport:
 
     async def publish(self, message: Message) -> str:
         """Keep a message and return its message id, counted from `1`."""
-        if self._handler is not None:
-            async with self._turns.of(message):
-                self._require_open()
+        if self._handler is None:
+            return self._keep(message)
+        async with self._turns.of(message):
+            if not self._closed:
                 await self._handler(message)
-                return self._keep(message)
-        return self._keep(message)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise TransportClosed("the memory transport is closed")
+            return self._keep(message)
 
     def _keep(self, message: Message) -> str:
-        self._require_open()
+        if self._closed:
+            raise TransportClosed("the memory transport is closed", message=message)
         self._published += 1
         message_id = str(self._published)
         kept = PublishedMessage(
@@ -76,9 +73,9 @@ class MemoryTransport:
             message_id=message_id,
         )
         self._messages.append(kept)
-        self._bytes += kept.size
+        self._bytes += len(kept.data)
         while len(self._messages) > self._keep_messages or (self._bytes > self._keep_bytes and len(self._messages) > 1):
-            self._bytes -= self._messages.popleft().size
+            self._bytes -= len(self._messages.popleft().data)
         return message_id
 
     async def check(self, topics: Iterable[str]) -> list[str]:
