@@ -17,7 +17,7 @@ Handler = Callable[[Message], Awaitable[None]]
 class MemoryTransport:
     """Keeps messages in memory, until the process ends.
 
-    Of these it keeps the newest: at most `keep` messages with `keep_bytes` bytes of data in all. The newest one is kept even if
+    It keeps the newest: at most `keep` messages, with `keep_bytes` bytes of data in all. The newest one is kept even if
     it is larger than that.
 
     `handler`, an async function, is awaited with each message before it counts as published. It may wait, or raise a
