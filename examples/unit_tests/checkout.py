@@ -1,4 +1,4 @@
-"""Your service, which publishes an event when an order is placed."""
+"""A service of yours, which publishes an event when an order is placed."""
 
 from pulsecart import Producer, PublishError
 from pulsecart.events import OrderPlaced
@@ -10,9 +10,8 @@ class Checkout:
         self.to_retry: list[OrderPlaced] = []
 
     async def place_order(self, user_id: str, order_id: str, cents: int) -> None:
-        # With your own id, a retry is the same event to every consumer. Other events of the order need other ids.
-        event_id = f"order.placed/{order_id}"
-        placed = OrderPlaced(event_id=event_id, user_id=user_id, order_id=order_id, payload={"cents": cents})
+        # With an id of your own, a retry is the same event to every consumer.
+        placed = OrderPlaced(event_id=order_id, user_id=user_id, order_id=order_id, payload={"cents": cents})
         try:
             await self._producer.publish(placed)
         except PublishError as error:
