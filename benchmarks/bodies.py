@@ -1,7 +1,7 @@
-"""What costly bodies take: `python -m benchmarks.bodies [--mib 1] [--repeat 5]` prints a table.
+"""Measure costly bodies: `python -m benchmarks.bodies [--mib 1] [--repeat 5]` prints a table.
 
-Each body is sent through the whole ASGI application, and its CPU time is set in relation to that of a typical order of
-the same size. All of it passes in the event loop at once, so it is also how long other requests wait.
+Each body goes through the whole ASGI application, and its CPU time is compared with that of a typical order of the same
+size. The event loop runs nothing else meanwhile, so the time is also how long other requests wait.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
 
 MAX_RATIO, MAX_MS = 8, 150  # the latter a MiB
-"""What no body may exceed: CPU time over that of a typical order, and in all."""
+"""The limits for each body: CPU time compared with a typical order, and in total."""
 
 HEAD = b'{"event_type":"order.placed","user_id":"user-1","order_id":"order-1"'
 LINE = b'{"sku":"SKU-000123","name":"A thing to buy","quantity":2,"unit_price":19.90,"currency":"EUR"}'
@@ -25,7 +25,7 @@ ESCAPE = rb'"\u0041",'
 PAIR = rb"\ud83d\ude00"
 EMOJI = "😀".encode()
 LONG_NUMBER = b"1e999999999999999999,"
-"""So long that pulsecart looks at every number."""
+"""Its exponent is so long that pulsecart examines every number."""
 
 SCOPE = {
     "type": "http",
@@ -43,7 +43,7 @@ def filled(start: bytes, unit: bytes, end: bytes, size: int, between: bytes = b"
 
 
 def numbered(start: bytes, unit: bytes, end: bytes, size: int) -> bytes:
-    """Return a body of about `size` bytes, whose units have a number each."""
+    """Return a body of about `size` bytes, whose units are numbered."""
     count = (size - len(start) - len(end)) // (len(unit % 10**6) + 1)
     return start + b",".join(unit % (10**6 + number) for number in range(count)) + end
 
@@ -136,7 +136,7 @@ def names(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 def bodies(size: int) -> Iterator[tuple[str, bytes]]:
-    """Yield all bodies by name, the typical order first."""
+    """Yield all bodies with their names, the typical order first."""
     yield "a typical order", in_payload(LINE, size)
     yield "a typical order with spaces", in_payload(LINE.replace(b",", b", ").replace(b":", b": "), size)
     for group in (nested, texts, numbers, names):
@@ -144,7 +144,7 @@ def bodies(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 async def measure(size: int, repeat: int) -> None:
-    """Print what each body costs."""
+    """Print the cost of each body."""
     app = create_app(Settings(transport="memory", max_body_bytes=MAX_MESSAGE_BYTES), transport=MemoryTransport(keep=1))
     typical = 0.0
     print(f"\n## Costly bodies of {size / 2**20:g} MiB, through the ASGI application\n")

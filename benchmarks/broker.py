@@ -1,4 +1,4 @@
-"""The tests' strict Pub/Sub server as a process: `broker.py PORT SECONDS`, the seconds to wait before each answer."""
+"""Run the tests' strict Pub/Sub server: `broker.py PORT SECONDS`. It waits so many seconds before each answer."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ from tests.strict_server import strict_server
 
 
 async def main(port: int, latency: float) -> None:
-    """Serve until killed, and forget what came: the server keeps it for tests."""
+    """Serve until killed, and discard the requests that the server records for tests."""
     async with strict_server(sorted(load_catalog().topics), project="pulsecart-dev", port=port) as server:
         server.latency = latency
         while True:

@@ -1,4 +1,4 @@
-"""The tests' OpenTelemetry collector as a process: prints where it listens and, once stopped, how much it received."""
+"""Run the tests' OpenTelemetry collector: it prints its address and, once stopped, how much it received."""
 
 import json
 import signal

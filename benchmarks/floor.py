@@ -1,7 +1,7 @@
-"""About the least that a service in Python on uvicorn and gRPC takes for this work: bare ASGI applications.
+"""The floor: about the least that this work costs in Python on uvicorn and gRPC.
 
-`route` answers at once. `publish` awaits a bare gRPC stub for each event, in the same process.
-Neither looks at the body, which is what a service is for.
+`route` is a bare ASGI application that answers at once. `publish` awaits a bare gRPC stub for each event. Neither
+validates the body.
 """
 
 import os
@@ -18,7 +18,7 @@ EVENT_ID = b"evt_01a208d02d4708440c6fe7ff04e1d3bb"
 
 
 async def respond(send: Send, message_id: str) -> None:
-    """Send what pulsecart would."""
+    """Send the same answer as pulsecart."""
     answer = ANSWER % (EVENT_ID, message_id.encode())
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
     await send({"type": "http.response.start", "status": 202, "headers": headers})
@@ -26,7 +26,7 @@ async def respond(send: Send, message_id: str) -> None:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Start and stop as a server asks."""
+    """Start and stop when the server asks."""
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
@@ -43,10 +43,10 @@ async def route(scope: MutableMapping[str, Any], receive: Receive, send: Send) -
 
 
 class Publish:
-    """Publishes the body of each request by itself. Imports Google only now: `route` is to weigh nothing."""
+    """Publishes the body of each request in a request of its own. Imports gRPC late, so that `route` stays small."""
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer once the broker has."""
+        """Answer when the broker has confirmed."""
         if scope["type"] == "lifespan":
             import grpc.aio
 
@@ -59,7 +59,7 @@ class Publish:
 
 
 def bare_stub(channel: Any, topic: str) -> Callable[[bytes, str], Awaitable[Any]]:
-    """Return a function that publishes data under an ordering key, over gRPC alone."""
+    """Return a function that publishes data under an ordering key with gRPC alone."""
     from google.pubsub_v1.types import PublishRequest, PublishResponse
 
     request_class, response_class = PublishRequest.pb(), PublishResponse.pb()

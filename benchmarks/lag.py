@@ -1,4 +1,4 @@
-"""pulsecart with a clock in its event loop: `lag.py PORT` prints, once stopped, how late the loop was, as JSON."""
+"""Run pulsecart with a clock in its event loop: `lag.py PORT` prints the loop's lag as JSON when it stops."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ TICK = 0.01
 
 
 async def tick(lags: list[float]) -> None:
-    """Note again and again how much later than asked for the loop woke us."""
+    """Record how much later than requested the loop wakes this task, until cancelled."""
     while True:
         asked = time.perf_counter()
         await asyncio.sleep(TICK)
@@ -25,7 +25,7 @@ async def tick(lags: list[float]) -> None:
 
 
 def application() -> Starlette:
-    """Make the application that `pulsecart serve` serves, and the clock beside it."""
+    """Make the application of `pulsecart serve`, with the clock."""
     app = server.application()
     lifespan = app.router.lifespan_context
 

@@ -1,8 +1,8 @@
-"""pulsecart without HTTP: `library.py [USERS]` prints one line of JSON.
+"""Measure pulsecart without HTTP: `library.py [USERS]` prints one line of JSON.
 
-From this process to the broker at PUBSUB_EMULATOR_HOST: one event a request over a bare gRPC stub, and in order
-by user; then unordered, 100 messages a request. Last, events of so many distinct users, with resident memory
-before and after.
+This process publishes to the broker at PUBSUB_EMULATOR_HOST: one event per request over a bare gRPC stub, and ordered
+by user; then unordered, 100 messages per request. Finally it publishes events of USERS distinct users, and reports
+resident memory before and after.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ from pulsecart.transports import EmulatorTransport
 
 MESSAGES = 20_000
 CALLERS, AT_ONCE = 8, 200
-"""Each caller awaits this many publishes at once, then the next: so many are in flight."""
+"""The number of callers, and how many publishes each awaits at once."""
 
 ONE_BY_ONE = 8000
-"""Events that are published a request each, by 64 callers that await each by itself."""
+"""Events that are published one per request, by 64 callers that await each one."""
 
 TOPIC = OrderPlaced.topic
 
 
 def ready_messages() -> list[Message]:
-    """Return messages of the size of an order."""
+    """Return unordered messages of about the size of an order."""
     data = b'{"event_type":"order.placed","user_id":"user-1","order_id":"order-1","payload":{"note":"%b"}}' % (
         b"x" * 150
     )
@@ -46,7 +46,7 @@ def ready_messages() -> list[Message]:
 
 
 def events() -> list[OrderPlaced]:
-    """Return orders, each by another user."""
+    """Return orders, each by a different user."""
     return [
         OrderPlaced(user_id=f"user-{number}", order_id="order-1", payload={"total": number, "note": "x" * 100})
         for number in range(MESSAGES)
@@ -56,7 +56,7 @@ def events() -> list[OrderPlaced]:
 async def rate(
     publish: Callable[[Any], Awaitable[object]], items: list[Any], callers: int = CALLERS, at_once: int = AT_ONCE
 ) -> dict[str, float]:
-    """Publish all, and return how many a second, by the clock and by this process's CPU time."""
+    """Publish all items, and return the rate per second and the CPU time per item."""
 
     async def call(part: list[Any]) -> None:
         for start in range(0, len(part), at_once):
@@ -77,13 +77,13 @@ def resident_mb() -> float:
 
 
 async def publish_distinct(producer: Producer, users: Iterator[int]) -> None:
-    """Publish one event of each user, one after another."""
+    """Publish one event for each user, one after another."""
     for user in users:
         await producer.publish(OrderPlaced(user_id=f"distinct-{user}", order_id="order-1", payload={"total": 1}))
 
 
 async def main(users: int) -> None:
-    """Measure, and print."""
+    """Measure, and print the result."""
     limits = Limits(max_messages=2 * MESSAGES, max_bytes=10**9, batching={TOPIC: Batching(max_messages=100)})
     host = os.environ["PUBSUB_EMULATOR_HOST"]
     async with EmulatorTransport(project="pulsecart-dev", host=host, limits=limits) as transport:

@@ -1,7 +1,7 @@
-"""Posts events over raw sockets and prints what it saw as one line of JSON: `load.py PORT CONNECTIONS EVENTS [RATE]`.
+"""Post events over raw sockets and print the results as JSON: `load.py PORT CONNECTIONS EVENTS [RATE]`.
 
-Without a rate each connection sends its next event once it has an answer. With one, events are due at even times,
-and an event's latency counts from when it was due, so that a server that stalls cannot hide what it has held up.
+Without a rate, each connection sends its next event when it has an answer. With a rate, events are due at regular
+times, and latency counts from the time an event was due, so that a server that stalls cannot hide the delay.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ USERS = 1000
 LINES = 3
 
 _random = random.Random(1)
-"""The same users in the same order for every service."""
+"""Seeded, so that every service gets the same users in the same order."""
 
 
 def body(number: int) -> bytes:
-    """Return an order of a few hundred bytes, by one of the users."""
+    """Return an order of about 400 bytes by one of the users."""
     order = {
         "event_type": "order.placed",
         "user_id": f"user-{_random.randrange(USERS)}",
@@ -39,7 +39,7 @@ def body(number: int) -> bytes:
 
 
 def request(number: int) -> bytes:
-    """Return the whole request, made before the clock runs."""
+    """Return the whole request. Requests are built before the measurement."""
     data = body(number)
     head = f"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
     return head.encode() + b"\r\n\r\n" + data
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
 
 
 async def main(port: int, connections: int, events: int, rate: float) -> None:
-    """Send the events, and print the result."""
+    """Send the events, and print the results."""
     requests = [(number / rate if rate else 0.0, request(number)) for number in range(events)]
     results: list[tuple[float, bool]] = []
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Writes what the benchmark saw: `results.md`, and a chart of what an event costs, `results.png`."""
+"""Write the results of the benchmark: `results.md`, and a chart of CPU time per event, `results.png`."""
 
 import json
 import os
@@ -16,33 +16,32 @@ from benchmarks.rows import FLOOR, SECTIONS
 __all__ = ["Rounds", "chart", "report"]
 
 Rounds = list[dict[str, float]]
-"""What was seen of a row, round by round."""
+"""The figures of a row, round by round."""
 
 MEMORY, EMULATOR, FULL, STEADY, TELEMETRY, ORDERINGS = SECTIONS
 
 PREFACE = """# Benchmark
 
-Made by `nox -s bench{options}`. Each figure is a median over {rounds} rounds, with its range. In each round every row
-is a new process; it gets {warm_up:,} events to warm up, and then {events:,}: orders of about 400 bytes by 1000 users.
-CPU time per event is that of the service alone, its workers included. Memory is resident memory, summed over its
-processes, after the first event and at its highest. No row writes a line for each event, nor traces or measures itself,
-but where it says so.
+Made by `nox -s bench{options}`. Each figure is a median of {rounds} rounds, with its range. In each round every row
+is a new process. It gets {warm_up:,} events to warm up, and then {events:,}: orders of about 400 bytes by 1000 users.
+CPU time per event is that of the service alone, workers included. Memory is resident memory, summed over the
+service's processes, after the first event (idle) and at its highest (peak). Unless a row says otherwise, nothing
+writes a line for each event, traces, or exports metrics.
 
-The peers are written as their frameworks' documentation would have it: see [peers](peers). Each validates the event by
-its type, completes it, publishes it with ordering key and attributes (which is checked), and answers 202 with both ids,
-but fastpubsub, which tells no message id. They do less than pulsecart: numbers lose decimals, lengths count characters,
-no fault is a problem document, and a key that failed stays paused. Google's clients with ordering wait 10 ms for more
-messages unless told otherwise, which is a part of their latency; pulsecart waits for none on this topic. Google's
-asyncio client has no ordering of its own: it keeps the order only of a caller that awaits each answer. The peers in
-Python run on stock uvicorn, with uvloop and httptools, each in an environment of its own. pulsecart brings its own
-settings for uvicorn and the garbage collector, and a protocol class that writes an answer at once; a row shows it
-without them.
+The peers follow the documentation of their frameworks: see [peers](peers). Each validates the event by its type,
+completes it, publishes it with ordering key and attributes (the benchmark checks this), and answers 202 with both
+ids, except fastpubsub, which returns no message id. They do less than pulsecart: numbers lose decimals, lengths count
+characters, errors are not problem documents, and a key that failed stays paused. Google's clients with ordering wait
+10 ms for more messages unless configured otherwise, which is part of their latency; pulsecart does not wait on this
+topic. Google's asyncio client has no ordering of its own: it keeps order only for a caller that awaits each answer.
+The peers in Python run on stock uvicorn, with uvloop and httptools, each in its own environment. pulsecart has its
+own settings for uvicorn and the garbage collector, and its own protocol class; one row shows it without them.
 
-The floor is bare ASGI on stock uvicorn, and a bare gRPC stub. The strict server is the tests' own broker, which waits
+The floor is bare ASGI on stock uvicorn with a bare gRPC stub. The strict server is the tests' own broker, which waits
 {latency:g} ms before each answer.
 
-What it does not show: a network, TLS, Google's own front end, and more than a few cores. Throughput and latency are
-those of a machine that also runs broker and load generator; what carries over are the ratios of CPU time. Nor does it
+The benchmark does not show a network, TLS, Google's front end, or more than a few cores. Throughput and latency are
+those of a machine that also runs broker and load generator; only the ratios of CPU time carry over. It also does not
 show what is refused, repeated or lost when something fails: for pulsecart, `nox -s faults` does.
 """
 
@@ -72,7 +71,7 @@ def middle(rounds: Rounds, name: str, digits: int = 0) -> str:
 
 
 def ratio(over: Rounds, under: Rounds, figure: str = "cpu_us") -> str:
-    """Return the median ratio of a figure, round by round, so that a slow minute slows both sides."""
+    """Return the median ratio of a figure, taken round by round, so that a slow minute slows both sides."""
     ratios = [a[figure] / b[figure] for a, b in zip(over, under, strict=True)]
     return middle([{"ratio": each} for each in ratios], "ratio", 2)
 
@@ -87,7 +86,7 @@ def table(results: Mapping[str, Rounds], columns: Mapping[str, tuple[str, int]])
 
 
 def findings(results: Mapping[str, Mapping[str, Rounds]], last_library: Mapping[str, Any]) -> list[str]:
-    """Return the ratios that the project promises."""
+    """Return the most important ratios."""
     memory, emulator, full, steady = results[MEMORY], results[EMULATOR], results[FULL], results[STEADY]
     telemetry, orderings = results[TELEMETRY], results[ORDERINGS]
     alone, free = memory["pulsecart"], memory["FastAPI, a publish that costs nothing"]
@@ -95,37 +94,41 @@ def findings(results: Mapping[str, Mapping[str, Rounds]], last_library: Mapping[
     off = telemetry["off, logs at warning"]
     clocked = steady["pulsecart, with a clock in its loop"]
     figures = {
-        "CPU per event in memory, over FastAPI's with a publish that costs nothing": ratio(alone, free),
-        "start to first 202, in memory, likewise": ratio(alone, free, "start_s"),
-        "idle memory, in memory, likewise": ratio(alone, free, "idle_mb"),
-        "CPU per event through the emulator, over FastAPI's, awaited": ratio(ours, awaited),
-        "start to first 202, through the emulator, likewise": ratio(ours, awaited, "start_s"),
-        "idle memory, through the emulator, likewise": ratio(ours, awaited, "idle_mb"),
-        "CPU per event through the emulator, over FastAPI's with Google's asyncio client": ratio(
+        "in memory, compared with FastAPI and a publish that costs nothing: CPU per event": ratio(alone, free),
+        "in memory, compared with the same: time from start to first 202": ratio(alone, free, "start_s"),
+        "in memory, compared with the same: idle memory": ratio(alone, free, "idle_mb"),
+        "through the emulator, compared with FastAPI, awaited: CPU per event": ratio(ours, awaited),
+        "through the emulator, compared with FastAPI, awaited: time from start to first 202": ratio(
+            ours, awaited, "start_s"
+        ),
+        "through the emulator, compared with FastAPI, awaited: idle memory": ratio(ours, awaited, "idle_mb"),
+        "through the emulator, compared with FastAPI and Google's asyncio client: CPU per event": ratio(
             ours, emulator["FastAPI, Google's asyncio client"]
         ),
-        "CPU per event through the emulator, over Fastify's": ratio(ours, fastify),
-        "peak memory, likewise": ratio(ours, fastify, "peak_mb"),
-        "CPU per event in memory, over the same application's on stock uvicorn": ratio(
+        "through the emulator, compared with Fastify: CPU per event": ratio(ours, fastify),
+        "through the emulator, compared with Fastify: peak memory": ratio(ours, fastify, "peak_mb"),
+        "in memory, compared with the same application on stock uvicorn: CPU per event": ratio(
             alone, memory["pulsecart, on stock uvicorn"]
         ),
-        "CPU per event over the floor, at full speed": ratio(full["pulsecart"], full[FLOOR]),
-        "CPU per event over the floor, at 1000 events/s": ratio(steady["pulsecart"], steady[FLOOR]),
+        "compared with the floor, at full speed: CPU per event": ratio(full["pulsecart"], full[FLOOR]),
+        "compared with the floor, at 1000 events/s: CPU per event": ratio(steady["pulsecart"], steady[FLOOR]),
         "event-loop lag at 1000 events/s, p99, ms": middle(clocked, "lag_p99_ms", 1),
-        "throughput of 2 workers over 1, on cores shared with all else": ratio(
+        "2 workers compared with 1, on cores shared with everything else: throughput": ratio(
             emulator["pulsecart, 2 workers"], ours, "per_second"
         ),
-        "CPU per event with telemetry on, 10 % sampled, over off": ratio(telemetry["all on, 10 % sampled"], off),
-        "CPU per event with telemetry on, 100 % sampled, over off": ratio(telemetry["all on, 100 % sampled"], off),
-        "throughput of `shards:8` over `user`": ratio(orderings["`shards:8`"], orderings["`user`"], "per_second"),
+        "telemetry on, 10 % sampled, compared with off: CPU per event": ratio(telemetry["all on, 10 % sampled"], off),
+        "telemetry on, 100 % sampled, compared with off: CPU per event": ratio(telemetry["all on, 100 % sampled"], off),
+        "`shards:8` compared with `user`: throughput": ratio(
+            orderings["`shards:8`"], orderings["`user`"], "per_second"
+        ),
     }
     if "users" in last_library:
-        figures["resident MB before many distinct users"] = f"{last_library['before_mb']:.1f}"
-        figures[f"resident MB after {last_library['users']:,} of them"] = f"{last_library['after_mb']:.1f}"
+        figures["resident memory before many distinct users, MB"] = f"{last_library['before_mb']:.1f}"
+        figures[f"resident memory after {last_library['users']:,} of them, MB"] = f"{last_library['after_mb']:.1f}"
     busiest = max(
         seen["generator_busy"] for section in results.values() for rounds in section.values() for seen in rounds
     )
-    figures["CPU of the load generator at most, cores"] = f"{busiest:.2f}"
+    figures["highest CPU of the load generator, cores"] = f"{busiest:.2f}"
     return [f"- {name}: {figure}" for name, figure in figures.items()]
 
 
@@ -137,7 +140,7 @@ print(*(f"{name} {version(name)}" for name in sys.argv[1:]), sep=", ")
 
 
 def machine() -> str:
-    """Say what this was measured on."""
+    """Describe the machine and the versions."""
     model = next(
         (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -156,7 +159,7 @@ def machine() -> str:
 
 
 def said_by(*command: str) -> str:
-    """Return what a command prints."""
+    """Return the output of a command."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
@@ -169,7 +172,7 @@ def report(
 ) -> str:
     """Return the text of `results.md`."""
     lines = [PREFACE.format(**preface), machine]
-    lines += ["", "## In short", "", *findings(results, libraries[-1])]
+    lines += ["", "## In short", "", "Ratios, unless a unit is named.", "", *findings(results, libraries[-1])]
     lines += [f"- the collector received {received['spans']:,} spans and {received['metrics']:,} metrics"]
     lines += ["", "![CPU time per event, in memory and through the emulator](results.png)"]
     for section, rounds in results.items():
@@ -181,7 +184,7 @@ def report(
 
 
 def chart(results: Mapping[str, Mapping[str, Rounds]], path: Path) -> None:
-    """Draw what an event costs in CPU time, as medians with their ranges."""
+    """Draw the CPU time per event, as medians with ranges."""
     from matplotlib.figure import Figure
 
     sections = [MEMORY, EMULATOR]

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: each a service, the broker behind it, and the load it is put under."""
+"""The rows of the benchmark: each is a service with its broker and its load."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ class Row:
 
     name: str
     command: Callable[[int], list[str]]
-    """Returns how to start it on a port."""
+    """Returns the command that starts it on a port."""
 
     broker: str
     """`strict` or `emulator`; empty for none."""
@@ -22,12 +22,12 @@ class Row:
     environment: Mapping[str, str] = Factory(dict)
     connections: int = 64
     rate: int = 0
-    """Events a second; 0 for as many as it takes."""
+    """Events per second; 0 for as many as possible."""
 
 
 UVICORN = ["--http", "httptools", "--loop", "uvloop", "--ws", "none"]
 UVICORN += ["--no-access-log", "--no-server-header", "--log-level", "error"]
-"""The settings that `pulsecart serve` has for uvicorn too."""
+"""The options for uvicorn, as in `pulsecart serve`."""
 
 
 def floor(name: str) -> Callable[[int], list[str]]:
@@ -36,24 +36,24 @@ def floor(name: str) -> Callable[[int], list[str]]:
 
 
 def peer(name: str, environment: str) -> Callable[[int], list[str]]:
-    """Return the command for a peer in Python. Each framework has an environment of its own, made by noxfile.py."""
+    """Return the command for a peer in Python. noxfile.py makes an environment for each framework."""
     python = f"benchmarks/peers/.venv-{environment}/bin/python"
     return lambda port: [python, "-m", "uvicorn", f"benchmarks.peers.{name}:app", "--port", str(port), *UVICORN]
 
 
 def pulsecart(*options: str) -> Callable[[int], list[str]]:
-    """Return the command for the service itself."""
+    """Return the command for `pulsecart serve`."""
     return lambda port: [sys.executable, "-m", "pulsecart", "serve", "--port", str(port), *options]
 
 
 def pulsecart_on_stock_uvicorn(port: int) -> list[str]:
-    """Return the command for the service's application under the server of the peers."""
+    """Return the command for pulsecart's application on the same server as the peers."""
     factory = ["--factory", "pulsecart.app:create_app"]
     return [sys.executable, "-m", "uvicorn", *factory, "--port", str(port), *UVICORN]
 
 
 def pulsecart_with_clock(port: int) -> list[str]:
-    """Return the command for the service with a clock in its event loop."""
+    """Return the command for pulsecart with a clock in its event loop."""
     return [sys.executable, "-m", "benchmarks.lag", str(port)]
 
 
@@ -63,7 +63,7 @@ def fastify(port: int) -> list[str]:
 
 
 def sampled(share: str) -> dict[str, str]:
-    """Return the settings for everything on: traces of a share of the events, metrics, and a log line for each."""
+    """Return the environment for full telemetry: traces of a share of the events, metrics and a line per event."""
     return {
         "OTEL_SDK_DISABLED": "",
         "PULSECART_LOG_LEVEL": "info",

@@ -1,10 +1,10 @@
-"""Runs every row in turn, round after round, and writes `results.md` and `results.png`.
+"""Run every row in turn, round after round, and write `results.md` and `results.png`.
 
     python -m benchmarks.run [--rounds 5] [--events 8000]
 
-needs an emulator at PUBSUB_EMULATOR_HOST, and the peers installed; `nox -s bench` sees to both. The CPU time of a
-service is that of its processes alone, from /proc, divided by the events; load generator and broker are processes of
-their own. All share one machine, so compare rows of one run.
+This needs an emulator at PUBSUB_EMULATOR_HOST and the installed peers; `nox -s bench` provides both. CPU time per event
+is that of the service's processes, divided by the number of events; load generator and broker are separate processes.
+All share one machine, so compare only rows of the same run.
 """
 
 import argparse
@@ -37,7 +37,7 @@ START_SECONDS = 30.0
 LOAD_SECONDS = 300.0
 WARM_UP = 3000
 QUIET = {"OTEL_SDK_DISABLED": "true", "PULSECART_LOG_LEVEL": "warning", "FASTPUBSUB_LOG_LEVEL": "WARNING"}
-"""What every row has, but those that measure telemetry: no row else writes a line for each event."""
+"""The environment of every row except those that measure telemetry: no line is logged for each event."""
 
 FIRST = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'
 
@@ -50,7 +50,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(*command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a program until the end of the block, and stop it as an orchestrator would."""
+    """Run a program until the end of the block, then stop it with SIGTERM, as an orchestrator does."""
     with tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen(
             command, env=os.environ | environment, cwd=FOLDER.parent, text=True, stdout=subprocess.PIPE, stderr=log
@@ -93,29 +93,29 @@ def wait_until_it_accepts(port: int, service: subprocess.Popen[str]) -> None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and those it started."""
+    """Return a process and its descendants."""
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process and those it started have used."""
+    """Return the CPU time of a process and its descendants."""
     return sum(times.user + times.system for times in (member.cpu_times() for member in family(pid)))
 
 
 def resident_mb(pid: int) -> float:
-    """Return their resident memory."""
+    """Return the resident memory of a process and its descendants."""
     return sum(member.memory_info().rss for member in family(pid)) / 1e6
 
 
 def peak_mb(pid: int) -> float:
-    """Return the sum of the most resident memory that each has had."""
+    """Return the sum of their peak resident memory."""
     status = [Path(f"/proc/{member.pid}/status").read_text() for member in family(pid)]
     return sum(int(text.partition("VmHWM:")[2].split()[0]) for text in status) * 1024 / 1e6
 
 
 def measure(row: Row, events: int, brokers: Mapping[str, str]) -> dict[str, float]:
-    """Start the row's service, put it under its load, stop it, and return what was seen."""
+    """Start the row's service, apply its load, stop it, and return the figures."""
     port = free_port()
     environment = QUIET | {"PUBSUB_EMULATOR_HOST": brokers[row.broker]} | dict(row.environment)
     started = time.perf_counter()
@@ -137,7 +137,7 @@ def measure(row: Row, events: int, brokers: Mapping[str, str]) -> dict[str, floa
 
 
 async def check(row: Row) -> None:
-    """See that a row's service publishes an event whole, with key and attributes. The strict server keeps what came."""
+    """Check that a row's service publishes a complete event, with ordering key and attributes."""
 
     def post(host: str) -> None:
         port = free_port()
@@ -172,7 +172,7 @@ def library(users: int, host: str) -> dict[str, Any]:
 
 
 async def create_topics(host: str) -> None:
-    """Create the topics on the emulator, where they are missing."""
+    """Create the topics that are missing on the emulator."""
     async with EmulatorTransport(project=PROJECT, host=host) as transport:
         await transport.create_topics(load_catalog().topics)
 
@@ -181,8 +181,8 @@ def main() -> None:
     """Measure everything, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--events", type=int, default=8000, help="events of each load")
-    parser.add_argument("--users", type=int, default=1_000_000, help="distinct users to publish in the library")
+    parser.add_argument("--events", type=int, default=8000, help="events in each load")
+    parser.add_argument("--users", type=int, default=1_000_000, help="distinct users to publish for without HTTP")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write the results")
     asked = parser.parse_args()
 
@@ -209,7 +209,7 @@ def main() -> None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collects.stdout.readline().strip()
         for number in range(asked.rounds):
             for section, rows in SECTIONS.items():
-                # Back and forth: what comes first, or behind another, is not always the same.
+                # Alternate the order, so that no row always comes first or after the same other row.
                 for row in rows if number % 2 == 0 else rows[::-1]:
                     seen = measure(row, asked.events, brokers)
                     results[section][row.name].append(seen)

@@ -9,7 +9,7 @@ from pulsecart.transports import MemoryTransport
 
 
 async def main() -> None:
-    # In production this is another transport; nothing else changes.
+    # In production use another transport; nothing else changes.
     async with MemoryTransport() as transport:
         producer = Producer(transport)
 
@@ -18,12 +18,12 @@ async def main() -> None:
         )
         print(f"published {receipt.event_id} to {receipt.topic} as message {receipt.message_id}")
 
-        # A JSON body, as it would come over HTTP, with two mistakes in it.
+        # A JSON body, as it would arrive over HTTP, with two mistakes.
         try:
             await producer.ingest(b'{"event_type": "order.placed", "user_id": "", "oder_id": "order-2", "payload": {}}')
         except InvalidEvent as error:
             for fault in error.faults:
-                print(f"refused {fault}")
+                print(f"rejected {fault}")
 
         (message,) = transport.messages
         print(message.data.decode())

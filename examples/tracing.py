@@ -2,7 +2,7 @@
 
     python examples/tracing.py
 
-Both have a TracerProvider of their own, as two services would; the memory transport stands for the broker.
+Each has its own TracerProvider, as two services would. The memory transport takes the place of the broker.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ collected = InMemorySpanExporter()
 
 
 def consume(message: Message, tracer: trace.Tracer) -> None:
-    """Handle a message, as a consumer that continues the trace which the message carries."""
+    """Handle a message as a consumer would, and continue the trace that the message carries."""
     with (
         tracer.start_as_current_span("process order.placed", extract(message.attributes), SpanKind.CONSUMER),
         tracer.start_as_current_span("pack the parcel"),
@@ -42,7 +42,7 @@ def tree(spans: list[ReadableSpan], parent: int | None = None, depth: int = 0) -
 
 
 async def main() -> None:
-    # A host that has a provider of its own gives it these two; `pulsecart serve` does so by itself.
+    # An application with its own provider gives it these two. `pulsecart serve` does that for you.
     producers = TracerProvider(id_generator=EventIdGenerator(), sampler=EventSampler(ALWAYS_ON))
     producers.add_span_processor(SimpleSpanProcessor(collected))
     trace.set_tracer_provider(producers)

@@ -1,1 +1,1 @@
-"""What a user would write instead, from the frameworks' own documentation: each does pulsecart's work on an event."""
+"""What a user would write instead of pulsecart, according to the frameworks' documentation."""

@@ -28,14 +28,14 @@ class SessionEvent(Event):
 
 
 class OrderEvent(Event):
-    """Something became of an order."""
+    """An order was placed, or its payment failed."""
 
     event_type: Literal["order.placed", "payment.failed"]
     order_id: Text
 
 
 class SystemEvent(Event):
-    """Something is to be told to a user."""
+    """A user should be notified."""
 
     event_type: Literal["message.personalized_send", "inventory.low_stock_alert"]
 

@@ -1,4 +1,4 @@
-"""FastAPI and Google's generated asyncio client, one request an event. It keeps no order among requests under way."""
+"""FastAPI and Google's generated asyncio client, one request per event. It keeps no order among requests in flight."""
 
 import os
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from benchmarks.peers.events import TOPICS, Accepted, AnyEvent
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the client in the running event loop. It does not look for an emulator by itself."""
+    """Open the client in the running event loop. It does not read PUBSUB_EMULATOR_HOST."""
     channel = grpc.aio.insecure_channel(os.environ["PUBSUB_EMULATOR_HOST"])
     app.state.publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
     yield

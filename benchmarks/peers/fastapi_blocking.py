@@ -1,4 +1,4 @@
-"""FastAPI and Google's publisher client, which a thread of the framework's pool waits for."""
+"""FastAPI and Google's publisher client, whose future blocks a thread of the framework's pool."""
 
 from fastapi import FastAPI
 from google.cloud import pubsub_v1

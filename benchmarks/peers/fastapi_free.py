@@ -1,4 +1,4 @@
-"""FastAPI and a publish that costs nothing: the least that a service on FastAPI takes."""
+"""FastAPI and a publish that costs nothing: about the least that a service on FastAPI costs."""
 
 from fastapi import FastAPI
 

@@ -1,4 +1,4 @@
-"""FastAPI and fastpubsub's broker. It tells no message id, so the answer has none."""
+"""FastAPI and fastpubsub's broker. It returns no message id, so the answer has none."""
 
 from fastapi import FastAPI
 from fastpubsub import PubSubBroker

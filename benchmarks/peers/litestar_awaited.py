@@ -59,11 +59,11 @@ class PaymentFailed(Event, tag="payment.failed"):
 
 
 class PersonalizedSend(Event, tag="message.personalized_send"):
-    """A message is to be sent to a user."""
+    """A message should be sent to a user."""
 
 
 class LowStockAlert(Event, tag="inventory.low_stock_alert"):
-    """A product a user cares about runs low."""
+    """A product that a user follows is low in stock."""
 
 
 class Accepted(Struct):

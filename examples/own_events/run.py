@@ -1,6 +1,6 @@
-"""Serve event types of your own. Run, in this folder: python run.py.
+"""Serve your own event types. Run in this folder: python run.py.
 
-It does what you would do by hand in two terminals:
+It does what you would do manually in two terminals:
 
     PULSECART_EVENTS=myshop.events pulsecart serve
     curl localhost:8000/events/ingest -H 'Content-Type: application/json' -d '…'
@@ -52,7 +52,7 @@ def main() -> None:
 
         refused = call(f"{url}/events/ingest", WRONG)
         for fault in refused["errors"]:
-            print("refused ", fault["pointer"], fault["message"])
+            print("rejected ", fault["pointer"], fault["message"])
         assert len(refused["errors"]) == 4
 
         (message,) = call(f"{url}/dev/messages?topic=myshop.shipping")["messages"]

@@ -1,4 +1,4 @@
-"""A consumer with Google's own client, and that client's own tracing, continues the trace of an event."""
+"""Google's subscriber, with its own tracing, continues the trace of an event."""
 
 import threading
 import uuid
@@ -29,8 +29,8 @@ def consumers_spans(monkeypatch) -> InMemorySpanExporter:
     return exporter
 
 
-def test_googles_subscriber_continues_the_trace(tmp_path, consumers_spans):
-    """Its span is in the trace of the event's id, a child of the span that the message names."""
+def test_google_subscriber_continues_the_trace(tmp_path, consumers_spans):
+    """The subscriber's span is in the trace of the event id, a child of the span that the message names."""
     project = f"p-{uuid.uuid4().hex[:12]}"
     received, found = threading.Event(), []
 

@@ -1,3 +1,5 @@
+"""The export of traces and metrics, configured by the standard `OTEL_*` variables."""
+
 import json
 import logging
 import os
@@ -32,7 +34,7 @@ def lines_with(served: Served, text: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
-    """By the standard variables, over either protocol, with the resource; what is left goes out at the end."""
+    """The standard variables configure either protocol and the resource, and the last data is flushed at exit."""
     with collector(protocol) as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -57,8 +59,8 @@ def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
     assert lines_with(served, "collector") == []
 
 
-def test_the_ratio_and_the_name_are_by_the_standard_variables(tmp_path):
-    """OTEL_TRACES_SAMPLER holds for events, OTEL_SERVICE_NAME for the resource, and .env may have either."""
+def test_standard_variables_set_sampler_and_service_name(tmp_path):
+    """OTEL_TRACES_SAMPLER applies to events and OTEL_SERVICE_NAME to the resource, also from .env."""
     (tmp_path / ".env").write_text("OTEL_SERVICE_NAME=shop-front\nOTEL_TRACES_SAMPLER=parentbased_traceidratio\n")
     low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
     with collector("grpc") as collects:
@@ -72,8 +74,8 @@ def test_the_ratio_and_the_name_are_by_the_standard_variables(tmp_path):
         assert {resource["service.name"] for resource in collects.resources} == {"shop-front"}
 
 
-def test_metrics_alone_can_be_exported(tmp_path):
-    """With an endpoint for metrics only, nothing is traced."""
+def test_metrics_are_exported_without_traces(tmp_path):
+    """With an endpoint for metrics only, metrics are exported and nothing is traced."""
     with collector("grpc") as collects:
         with serving(cwd=tmp_path, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=collects.endpoint) as served:
             assert "traceresponse" not in post(served).headers
@@ -82,8 +84,8 @@ def test_metrics_alone_can_be_exported(tmp_path):
         assert collects.spans == []
 
 
-def test_every_worker_exports(tmp_path):
-    """With two processes the spans of each reach the collector, from instances of their own."""
+def test_each_worker_exports(tmp_path):
+    """With two workers, the spans of each reach the collector under its own instance id."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collects.endpoint,
@@ -102,8 +104,8 @@ def test_every_worker_exports(tmp_path):
 @pytest.mark.parametrize(
     "environment", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}]
 )
-def test_without_an_exporter_nothing_is_traced_or_said(tmp_path, environment):
-    """Nothing configured, or the SDK disabled: no trace context, and no line about telemetry."""
+def test_without_an_exporter_nothing_is_traced_or_logged(tmp_path, environment):
+    """Without an exporter, or with the SDK disabled, there is no trace context and no log line about telemetry."""
     with serving(cwd=tmp_path, **environment) as served:
         assert "traceresponse" not in post(served).headers
         assert served.stop() == 0
@@ -111,7 +113,7 @@ def test_without_an_exporter_nothing_is_traced_or_said(tmp_path, environment):
     assert "opentelemetry" not in served.output.lower()
 
 
-def test_with_the_exporter_none_context_is_passed_on_and_nothing_is_exported(tmp_path):
+def test_exporter_none_passes_the_trace_context_on(tmp_path):
     """OTEL_TRACES_EXPORTER=none still gives each message its trace context."""
     with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none") as served:
         answer = post(served)
@@ -120,8 +122,8 @@ def test_with_the_exporter_none_context_is_passed_on_and_nothing_is_exported(tmp
         assert served.stop() == 0
 
 
-def test_an_exporter_that_does_not_exist_is_named(tmp_path):
-    """A misspelt exporter or protocol does not stop the service, and is said."""
+def test_unknown_exporter_is_a_warning(tmp_path):
+    """A misspelt exporter does not prevent the service from starting, and is named in the log."""
     with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="otpl") as served:
         assert post(served).status_code == 202
         served.stop()
@@ -137,8 +139,8 @@ def test_an_exporter_that_does_not_exist_is_named(tmp_path):
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grcp", "there is no protocol 'grcp'; there are grpc, http/protobuf"),
     ],
 )
-def test_a_variable_that_is_wrong_stops_telemetry_and_not_the_service(tmp_path, variable, value, says):
-    """What the SDK cannot work with is a warning that names the signal and the reason."""
+def test_invalid_variable_disables_export_only(tmp_path, variable, value, says):
+    """A variable that the SDK rejects is a warning with the signal and the reason; the service works."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", variable: value}
     with serving(cwd=tmp_path, **environment) as served:
         assert post(served).status_code == 202
@@ -146,8 +148,8 @@ def test_a_variable_that_is_wrong_stops_telemetry_and_not_the_service(tmp_path, 
     assert lines_with(served, says)
 
 
-def test_empty_variables_are_as_if_not_set_and_exporters_can_be_several(tmp_path):
-    """As the specification has it."""
+def test_empty_variables_and_several_exporters(tmp_path):
+    """As in the specification, empty variables count as not set, and there may be several exporters."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -163,8 +165,8 @@ def test_empty_variables_are_as_if_not_set_and_exporters_can_be_several(tmp_path
         assert collects.metrics
 
 
-def test_a_collector_that_is_down_is_said_once(tmp_path):
-    """Publishing goes on beside a collector that is not there; one line tells why, for traces and for metrics."""
+def test_unreachable_collector_is_logged_once(tmp_path):
+    """Publishing works without a collector; one line each gives the reason, for traces and for metrics."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
     environment = {
@@ -189,8 +191,8 @@ def test_a_collector_that_is_down_is_said_once(tmp_path):
     assert [line for line in lines_with(served, "retrying") if line not in lines] == []
 
 
-def test_a_collector_that_comes_back_is_said(tmp_path):
-    """After an outage one line tells that it is over, and spans arrive."""
+def test_recovered_collector_is_logged(tmp_path):
+    """After an outage of the collector, a line says that it is over."""
     with collector("http/protobuf") as collects:
         collects.go_on.clear()
         environment = {
@@ -211,8 +213,8 @@ def test_a_collector_that_comes_back_is_said(tmp_path):
             served.stop()
 
 
-def test_a_collector_that_hangs_does_not_hold_up_the_end(tmp_path):
-    """Spans that find no room are dropped, said once; the flush at the end is bounded, and the exit status is 0."""
+def test_hanging_collector_does_not_delay_shutdown(tmp_path):
+    """Spans over the queue's size are dropped with one log line; the last flush is bounded, and the exit status 0."""
     with collector("grpc") as collects:
         collects.go_on.clear()
         environment = {
@@ -230,24 +232,26 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(tmp_path):
     assert lines_with(served, "Telemetry was not exported to the end")
 
 
-def test_a_host_with_a_provider_is_left_alone(traced, monkeypatch):
-    """Where the host has set a TracerProvider, the application sets none."""
+def test_provider_of_the_host_is_kept(traced, monkeypatch):
+    """If the host has set a TracerProvider, pulsecart sets none."""
     traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     assert export._set_up.__wrapped__() == []
 
 
-def test_what_a_host_logs_is_left_alone(tmp_path):
-    """Beside a TracerProvider of the host metrics are exported, and OpenTelemetry's own lines go where they went."""
+def test_logging_of_the_host_is_kept(tmp_path):
+    """With a TracerProvider of the host, metrics are exported, and OpenTelemetry's loggers stay unchanged."""
     program = """
-import logging
+import asyncio, logging
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 host = TracerProvider()
 trace.set_tracer_provider(host)
 from pulsecart.telemetry import export, metrics
-assert len(export._set_up()) == 1
-assert metrics.are_on()
+async def use():
+    async with export.exporting():
+        assert metrics.are_on()
+asyncio.run(use())
 assert trace.get_tracer_provider() is host
 assert logging.getLogger("opentelemetry").propagate
 """
@@ -258,8 +262,8 @@ assert logging.getLogger("opentelemetry").propagate
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
-    """Callers can make OpenTelemetry log a line for each request: none of it may fill memory, or the log."""
+def test_log_records_outside_an_export_are_dropped(caplog):
+    """Callers can make OpenTelemetry log a line for each request, which must fill neither memory nor the log."""
     failures = export._Failures()
     for _ in range(3):
         failures.handle(logging.LogRecord("opentelemetry", logging.WARNING, __file__, 1, "%s is odd", ("x",), None))
@@ -267,8 +271,8 @@ def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
     assert caplog.records == []
 
 
-def test_an_exporter_that_raises_is_told_too(caplog):
-    """Older exporters raise where newer ones return that they have failed: either is said once, and its end."""
+def test_exporter_that_raises_is_logged_once(caplog):
+    """Older exporters raise and newer ones return a failure; either is logged once, and so is its end."""
     outcomes = [ConnectionError("refused"), ConnectionError("refused"), SpanExportResult.SUCCESS]
 
     class Exporter:
@@ -288,8 +292,8 @@ def test_an_exporter_that_raises_is_told_too(caplog):
     assert "again" in again
 
 
-async def test_a_flush_that_fails_is_logged(caplog):
-    """Whatever an exporter raises at the end does not stop the end."""
+async def test_failing_flush_is_logged(caplog):
+    """An exception of the last flush is logged, and does not prevent the shutdown."""
 
     def defective() -> None:
         raise ZeroDivisionError
@@ -298,8 +302,8 @@ async def test_a_flush_that_fails_is_logged(caplog):
     assert [record.getMessage() for record in caplog.records] == ["Telemetry could not be flushed"]
 
 
-def test_a_metadata_server_that_hangs_is_not_waited_for(monkeypatch):
-    """Where we run is asked for within a bound, and left open where nobody says."""
+def test_hanging_metadata_server_is_not_waited_for(monkeypatch):
+    """The metadata server is asked within a time limit; without an answer its attributes are left out."""
     monkeypatch.setattr(export, "DETECT_SECONDS", 0.2)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as hanging:
@@ -310,8 +314,8 @@ def test_a_metadata_server_that_hangs_is_not_waited_for(monkeypatch):
         assert time.monotonic() - start < 2
 
 
-def test_a_metadata_server_that_says_nonsense_is_told(monkeypatch, caplog):
-    """A detector that fails is a warning, and no reason not to export."""
+def test_failing_metadata_detector_is_a_warning(monkeypatch, caplog):
+    """A detector that fails is a warning, and telemetry is exported without its attributes."""
 
     def nonsense() -> None:
         raise KeyError("project")
@@ -322,8 +326,8 @@ def test_a_metadata_server_that_says_nonsense_is_told(monkeypatch, caplog):
     assert "did not say where this runs: KeyError" in caplog.text
 
 
-def test_on_cloud_run_the_resource_says_so(monkeypatch):
-    """With Google's metadata server in reach the resource names service, revision, instance and region."""
+def test_resource_describes_cloud_run(monkeypatch):
+    """With Google's metadata server, the resource names service, revision, instance and region."""
 
     class Metadata(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

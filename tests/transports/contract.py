@@ -1,6 +1,6 @@
-"""What every transport promises. One suite: a transport passes by giving it an `opened` fixture.
+"""The tests that every transport must pass.
 
-Subclass `TransportContract` as a class of tests, with a fixture `opened` that gives an `Opened`.
+Subclass `TransportContract` as a class of tests, with a fixture `opened` that returns an `Opened`.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ Published = Callable[[str, int], Awaitable[list[Message]]]
 class Opened:
     """An open transport whose broker has TOPICS.
 
-    `published(topic, count)` returns what the topic holds, in order of arrival per key; it may wait for `count`.
+    `published(topic, count)` returns the topic's messages, in order of arrival per key; it may wait for `count`.
     """
 
     transport: Transport
@@ -40,7 +40,7 @@ def message(number: int, key: str = "user", topic: str = TOPICS[0]) -> Message:
 
 @pytest.mark.anyio
 class TransportContract:
-    async def test_a_message_arrives_as_it_was_sent(self, opened: Opened):
+    async def test_message_arrives_unchanged(self, opened: Opened):
         """Data, attributes, ordering key and topic reach the broker unchanged."""
         sent = Message(
             topic=TOPICS[1],
@@ -57,32 +57,32 @@ class TransportContract:
         )
         assert await opened.published(TOPICS[0], 0) == []
 
-    async def test_every_message_gets_an_id_of_its_own(self, opened: Opened):
-        """Message ids are non-empty and differ, for messages published at once on many keys."""
+    async def test_message_ids_are_unique(self, opened: Opened):
+        """Messages published concurrently on many keys get non-empty, distinct message ids."""
         ids = await asyncio.gather(*(opened.transport.publish(message(n, f"user-{n % 7}")) for n in range(50)))
         assert all(isinstance(message_id, str) and message_id for message_id in ids)
         assert len(set(ids)) == 50
         assert len(await opened.published(TOPICS[0], 50)) == 50
 
-    async def test_the_order_of_a_key_is_that_of_the_calls(self, opened: Opened):
-        """Messages published at once on one key arrive in the order of the calls, each key by itself."""
+    async def test_messages_of_a_key_keep_the_order_of_the_calls(self, opened: Opened):
+        """Messages published concurrently arrive in the order of the calls, for each key."""
         calls = [message(number, key) for number in range(40) for key in ("a", "b", "c")]
         await asyncio.gather(*map(opened.transport.publish, calls))
         found = await opened.published(TOPICS[0], len(calls))
         for key in ("a", "b", "c"):
             assert [m.data for m in found if m.ordering_key == key] == [m.data for m in calls if m.ordering_key == key]
 
-    async def test_a_message_without_a_key_is_published(self, opened: Opened):
-        """An empty ordering key means no order, not an error."""
+    async def test_message_without_a_key_is_published(self, opened: Opened):
+        """An empty ordering key means that no order is kept; it is not an error."""
         await asyncio.gather(*(opened.transport.publish(message(n, "")) for n in range(5)))
         assert len(await opened.published(TOPICS[0], 5)) == 5
 
-    async def test_topics_that_are_there_are_not_missing(self, opened: Opened):
-        """A check of the broker's topics finds none missing."""
+    async def test_check_finds_existing_topics(self, opened: Opened):
+        """A check of topics that exist reports none as missing."""
         assert await opened.transport.check(TOPICS) == []
 
-    async def test_a_message_of_the_largest_size_is_published(self, opened: Opened):
-        """A message whose size is the limit passes."""
+    async def test_message_at_the_size_limit_is_published(self, opened: Opened):
+        """A message of exactly the largest size is accepted."""
         empty = message(1)
         sent = Message(
             topic=empty.topic,
@@ -94,8 +94,8 @@ class TransportContract:
         await opened.transport.publish(sent)
         assert [len(m.data) for m in await opened.published(TOPICS[0], 1)] == [len(sent.data)]
 
-    async def test_after_closing_nothing_is_published(self, opened: Opened):
-        """A closed transport refuses, and closing it again is no error."""
+    async def test_publish_after_close_is_refused(self, opened: Opened):
+        """A closed transport refuses messages, and may be closed twice."""
         await opened.transport.aclose()
         await opened.transport.aclose()
         with pytest.raises(TransportClosed):

@@ -1,4 +1,4 @@
-"""The emulator transport: its contract on the strict server and on the real emulator, and its faults."""
+"""The emulator transport: the contract on the strict server and on the real emulator, and how it handles failures."""
 
 import asyncio
 import gc
@@ -78,8 +78,8 @@ class TestContractOnTheEmulator(TransportContract):
 pytestmark = pytest.mark.anyio
 
 
-async def test_one_request_at_a_time_for_a_key(server, transport):
-    """While a key's request is in flight its next waits, and other keys do not."""
+async def test_key_has_one_request_in_flight(server, transport):
+    """While a request of a key is in flight, its next message waits; other keys do not wait."""
     gate = asyncio.Event()
     server.script.append(gate)
     first = asyncio.create_task(transport.publish(message(1, "a")))
@@ -96,8 +96,8 @@ async def test_one_request_at_a_time_for_a_key(server, transport):
     "status",
     ["ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN"],
 )
-async def test_a_passing_failure_is_tried_again(server, transport, status):
-    """What may pass by itself is retried within the deadline, and the caller never hears of it."""
+async def test_transient_failure_is_retried(server, transport, status):
+    """A failure that may be temporary is retried within the deadline, and the caller does not notice it."""
     server.script.append(grpc.StatusCode[status])
     assert await transport.publish(message(1))
     assert len(server.requests) == 2
@@ -114,8 +114,8 @@ async def test_a_passing_failure_is_tried_again(server, transport, status):
         ("DATA_LOSS", BrokerUnavailable),
     ],
 )
-async def test_a_lasting_failure_is_told_at_once(server, transport, status, error):
-    """A refusal is not retried, says whose fault it is, and leaves the key free."""
+async def test_permanent_failure_is_raised_at_once(server, transport, status, error):
+    """A permanent failure is not retried, is raised as the right class, and does not block the key."""
     server.script.append(grpc.StatusCode[status])
     with pytest.raises(error, match=rf"topic contract-a.* \({status}\)$") as caught:
         await transport.publish(message(1))
@@ -124,14 +124,14 @@ async def test_a_lasting_failure_is_told_at_once(server, transport, status, erro
     assert await transport.publish(message(2))
 
 
-async def test_a_missing_topic_is_the_operators_matter(transport):
-    """Publishing to a topic that does not exist names the topic."""
+async def test_missing_topic_is_named(transport):
+    """Publishing to a topic that does not exist raises BrokerRefused with the topic's name."""
     with pytest.raises(BrokerRefused, match="no-such-topic"):
         await transport.publish(message(1, topic="no-such-topic"))
 
 
-async def test_missing_topic_is_created_where_that_is_asked_for(server):
-    """With `creates_topics` messages to a topic that the emulator has lost are published all the same, in order."""
+async def test_missing_topic_is_created_if_enabled(server):
+    """With `creates_topics`, messages to a topic that the emulator has lost are published in order."""
     async with EmulatorTransport(project="test", host=server.host, creates_topics=True) as transport:
         server.topics.clear()
         results = await burst(server, transport, [message(n) for n in range(5)])
@@ -140,7 +140,7 @@ async def test_missing_topic_is_created_where_that_is_asked_for(server):
 
 
 async def test_topic_that_cannot_be_created_fails_at_the_deadline(server, monkeypatch):
-    """With `creates_topics` a broker that answers NOT_FOUND and does not create the topic is unavailable."""
+    """With `creates_topics`, a broker that answers NOT_FOUND and does not create the topic counts as unavailable."""
     monkeypatch.setattr("pulsecart.transports.publisher.CHECK_SECONDS", 0.1)
     limits = Limits(deadline=DEADLINE)
     async with EmulatorTransport(project="test", host=server.host, limits=limits, creates_topics=True) as transport:
@@ -152,16 +152,16 @@ async def test_topic_that_cannot_be_created_fails_at_the_deadline(server, monkey
         assert await transport.publish(message(2))
 
 
-async def test_the_deadline_ends_a_broker_that_hangs(server, transport):
-    """A broker that never answers is a BrokerUnavailable after the deadline, and the key goes on."""
+async def test_hanging_broker_fails_at_the_deadline(server, transport):
+    """A broker that never answers is BrokerUnavailable after the deadline, and the key can be published to again."""
     server.script.extend([asyncio.Event(), asyncio.Event()])  # one for each attempt
     with pytest.raises(BrokerUnavailable, match=r"did not confirm within 0.5 s"):
         await transport.publish(message(1))
     assert await transport.publish(message(2))
 
 
-async def test_the_deadline_counts_the_wait_for_the_turn(server, transport):
-    """A message that waits behind a hanging one fails with it, not one deadline later."""
+async def test_deadline_includes_the_wait_for_the_key(server, transport):
+    """A message that waits behind a hanging one fails at its own deadline, not one deadline later."""
     server.script.extend([asyncio.Event(), asyncio.Event()])
     clock = asyncio.get_running_loop().time
     start = clock()
@@ -170,8 +170,8 @@ async def test_the_deadline_counts_the_wait_for_the_turn(server, transport):
     assert clock() - start < 2 * DEADLINE
 
 
-async def test_an_unreachable_broker_is_unavailable_and_says_why():
-    """Where nothing listens, publish fails within the deadline, with the last failure, and so does a check."""
+async def test_unreachable_broker_fails_within_the_deadline():
+    """If nothing listens, publish, check and create_topics fail in time; the address is only in `log_detail`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
     async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=DEADLINE)) as transport:
@@ -184,15 +184,15 @@ async def test_an_unreachable_broker_is_unavailable_and_says_why():
 
 
 @pytest.mark.parametrize("count", [0, 2])
-async def test_an_answer_without_our_message_id_is_no_confirmation(server, transport, count):
-    """A broker that returns too few or too many ids has not confirmed."""
+async def test_wrong_number_of_message_ids_is_no_confirmation(server, transport, count):
+    """A broker that returns too few or too many message ids has not confirmed the message."""
     server.script.append(["1"] * count)
     with pytest.raises(BrokerUnavailable, match=f"{count} message ids for 1"):
         await transport.publish(message(1))
 
 
-async def test_a_caller_that_gives_up_does_not_block_its_key(server, transport):
-    """A cancelled publish frees the key for the next."""
+async def test_cancelled_publish_does_not_block_its_key(server, transport):
+    """After a publish is cancelled, the key's next message is published."""
     server.script.append(asyncio.Event())
     publishing = asyncio.create_task(transport.publish(message(1)))
     await server.received(1)
@@ -202,21 +202,21 @@ async def test_a_caller_that_gives_up_does_not_block_its_key(server, transport):
     assert await transport.publish(message(2))
 
 
-async def test_missing_topics_are_named_and_can_be_created(transport):
-    """A check names what is missing; creating it twice is no error."""
+async def test_check_names_missing_topics_that_can_be_created(transport):
+    """A check names missing topics; creating one that exists is not an error."""
     assert await transport.check([*TOPICS, "new-topic"]) == ["new-topic"]
     await transport.create_topics(["new-topic", *TOPICS])
     assert await transport.check([*TOPICS, "new-topic"]) == []
 
 
-async def test_a_topic_that_may_not_be_looked_at_counts_as_there(server, transport):
-    """PERMISSION_DENIED reaches the broker: the topic is unverified, not missing."""
+async def test_topic_without_permission_to_read_counts_as_existing(server, transport):
+    """PERMISSION_DENIED is an answer of the broker: the topic is unverified, not missing."""
     server.look_up = grpc.StatusCode.PERMISSION_DENIED
     assert await transport.check(TOPICS) == []
 
 
-async def test_a_check_of_a_broker_that_hangs_ends(server, transport, monkeypatch):
-    """A broker that accepts and never answers is unavailable to a check too."""
+async def test_check_of_a_hanging_broker_times_out(server, transport, monkeypatch):
+    """A check and create_topics fail in time if the broker accepts the connection and never answers."""
     monkeypatch.setattr("pulsecart.transports.publisher.CHECK_SECONDS", 0.2)
     server.look_up = asyncio.Event()
     with pytest.raises(BrokerUnavailable, match="within 0.2 s"):
@@ -225,14 +225,14 @@ async def test_a_check_of_a_broker_that_hangs_ends(server, transport, monkeypatc
         await transport.create_topics(TOPICS)
 
 
-async def test_an_unopened_transport_says_how_to_open_it():
-    """Use before `async with` is an error that names the remedy."""
+async def test_unopened_transport_names_async_with():
+    """Publishing before `async with` is an error that says how to open the transport."""
     with pytest.raises(TransportClosed, match="async with"):
         await EmulatorTransport(project="test", host="127.0.0.1:1").publish(message(1))
 
 
-async def test_closing_while_a_message_is_retried_ends_it(monkeypatch):
-    """A publish whose transport is closed under it ends with an error of ours."""
+async def test_close_during_a_retry_fails_the_message(monkeypatch):
+    """A publish whose transport is closed meanwhile raises TransportClosed or BrokerUnavailable."""
     monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
@@ -243,8 +243,8 @@ async def test_closing_while_a_message_is_retried_ends_it(monkeypatch):
         await publishing
 
 
-async def test_a_transport_is_opened_once(transport):
-    """To open an open transport is refused: its first channel would be lost."""
+async def test_open_transport_cannot_be_opened_again(transport):
+    """Opening an open transport is an error: its first channels would be lost."""
     with pytest.raises(RuntimeError, match="open already"):
         await transport.__aenter__()
 
@@ -263,8 +263,8 @@ async def burst(
     return await asyncio.gather(first, *others, return_exceptions=True)
 
 
-async def test_what_comes_meanwhile_shares_the_next_request(server):
-    """Behind a request in flight the messages of its key form batches of at most the limit, in order."""
+async def test_waiting_messages_share_the_next_request(server):
+    """Messages that wait behind a request of their key form batches up to the limit, in order."""
     limits = Limits(batching={TOPICS[0]: Batching(max_messages=10)})
     async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
         ids = await burst(server, transport, [message(n) for n in range(26)])
@@ -273,8 +273,8 @@ async def test_what_comes_meanwhile_shares_the_next_request(server):
     assert ids == [str(n) for n in range(1, 27)]
 
 
-async def test_batches_end_at_their_limit_of_bytes(server):
-    """A batch has no more bytes than its limit; a message that alone has more goes alone."""
+async def test_batch_is_limited_in_bytes(server):
+    """A batch stays within its limit of bytes; a message that is larger is sent alone."""
     size = message(1).size
     limits = Limits(batching={TOPICS[0]: Batching(max_bytes=3 * size)})
     large = Message(topic=TOPICS[0], data=b"x" * 5 * size, attributes={}, ordering_key="user")
@@ -283,8 +283,8 @@ async def test_batches_end_at_their_limit_of_bytes(server):
     assert [len(request.messages) for request in server.requests] == [1, 3, 1, 1, 3]
 
 
-async def test_keys_never_share_a_request(server):
-    """A request has messages of one ordering key only, whatever waits."""
+async def test_keys_do_not_share_a_request(server):
+    """A request has messages of one ordering key only."""
     async with EmulatorTransport(project="test", host=server.host) as transport:
         calls = [message(n, f"user-{n % 3}") for n in range(60)]
         await asyncio.gather(*map(transport.publish, calls))
@@ -292,8 +292,8 @@ async def test_keys_never_share_a_request(server):
     assert server.most_in_flight == {"user-0": 1, "user-1": 1, "user-2": 1}
 
 
-async def test_messages_wait_for_others_as_long_as_the_batching_allows(server):
-    """With a latency, messages that come soon after share the first request; a full batch does not wait."""
+async def test_batch_waits_for_its_max_latency(server):
+    """With a `max_latency`, later messages share the first request; a full batch does not wait."""
     limits = Limits(
         deadline=20,
         batching={TOPICS[0]: Batching(max_latency=0.2), TOPICS[1]: Batching(max_messages=3, max_latency=10)},
@@ -307,8 +307,8 @@ async def test_messages_wait_for_others_as_long_as_the_batching_allows(server):
     assert [len(request.messages) for request in server.requests] == [2, 3]
 
 
-async def test_without_a_key_full_batches_go_at_once(server):
-    """Unordered messages do not wait for the request before them once a batch is full."""
+async def test_full_batch_without_a_key_is_sent_at_once(server):
+    """Unordered messages that fill a batch do not wait for the previous request."""
     gate = asyncio.Event()
     server.script.append(gate)
     limits = Limits(batching={TOPICS[0]: Batching(max_messages=5)})
@@ -322,8 +322,8 @@ async def test_without_a_key_full_batches_go_at_once(server):
 
 
 @pytest.mark.parametrize("poisoned", [[0], [49], [99], [10, 11], [3, 50, 97]])
-async def test_a_poison_message_fails_alone(server, transport, poisoned):
-    """The messages that the broker refuses are found, and their neighbours are published, in order."""
+async def test_rejected_message_fails_alone(server, transport, poisoned):
+    """Only the messages that the broker rejects fail; the others of their batch are published in order."""
     server.poison = b"poison"
     messages = [message(-1)]
     for number in range(100):
@@ -336,8 +336,8 @@ async def test_a_poison_message_fails_alone(server, transport, poisoned):
     assert numbers == sorted(numbers)
 
 
-async def test_a_refused_topic_fails_what_waits_on_it(server, transport):
-    """NOT_FOUND fails all that waits on the topic, each with an error of its own, and then the topic goes on."""
+async def test_refused_topic_fails_all_waiting_messages(server, transport):
+    """NOT_FOUND fails all waiting messages of the topic, each with its own error; later ones are sent again."""
     topic = f"projects/test/topics/{TOPICS[0]}"
     gates = [asyncio.Event(), asyncio.Event()]
     server.script.extend(gates)
@@ -359,8 +359,8 @@ async def test_a_refused_topic_fails_what_waits_on_it(server, transport):
     assert await transport.publish(message(3, "a"))
 
 
-async def test_what_waits_behind_a_failure_does_not_overtake_it(server, transport):
-    """Where a batch fails in the end, what waits on its key fails with it, and the key goes on."""
+async def test_messages_behind_a_failed_one_fail_too(server, transport):
+    """When a batch fails, waiting messages of its key fail too, so that none overtakes; then the key continues."""
     server.script.extend([grpc.StatusCode.FAILED_PRECONDITION])
     results = await burst_failing(server, transport)
     assert [type(result) for result in results] == [BrokerUnavailable] * 3
@@ -369,13 +369,13 @@ async def test_what_waits_behind_a_failure_does_not_overtake_it(server, transpor
 
 
 async def burst_failing(server: StrictServer, transport: EmulatorTransport) -> list[str | BaseException]:
-    """Publish three messages of a key at once; the first goes alone, the others wait."""
+    """Publish three messages of a key concurrently: the first is sent alone, the others wait."""
     return await asyncio.gather(*(transport.publish(message(n)) for n in range(3)), return_exceptions=True)
 
 
 @pytest.mark.parametrize("limits", [Limits(max_messages=2), Limits(max_bytes=2 * COPIES * message(1).size)])
-async def test_over_the_bound_it_refuses_at_once(server, limits):
-    """With the bound of messages or bytes (in memory) reached a further one is refused, until one ends."""
+async def test_publish_over_a_limit_is_refused_at_once(server, limits):
+    """At the limit of messages or of bytes in memory, further messages are refused until one ends."""
     gate = asyncio.Event()
     server.script.append(gate)
     async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
@@ -389,14 +389,14 @@ async def test_over_the_bound_it_refuses_at_once(server, limits):
     assert len(server.messages) == 3
 
 
-async def test_message_over_the_bound_of_bytes_is_published_alone(server):
-    """A message that is larger than the bound is not refused for ever: alone it is published."""
+async def test_message_over_the_limit_of_bytes_is_published_alone(server):
+    """A message that is larger than the limit is published if nothing else is in flight."""
     async with EmulatorTransport(project="test", host=server.host, limits=Limits(max_bytes=10)) as transport:
         assert await transport.publish(message(1))
 
 
-async def test_a_caller_that_gives_up_does_not_harm_its_neighbours(server, transport):
-    """A message whose caller has gone is not sent, if it still waits; those that share its request are confirmed."""
+async def test_cancelled_publish_does_not_affect_its_batch(server, transport):
+    """A cancelled message that still waits is not sent; the others of its batch are confirmed."""
     gates = [asyncio.Event(), asyncio.Event()]
     server.script.extend(gates)
     tasks = [asyncio.create_task(transport.publish(message(0)))]
@@ -467,8 +467,8 @@ async def back(transport) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(monkeypatch):
-    """Soon after a failed deadline publishes and checks fail at once; when the broker is back, so is the transport."""
+async def test_outage_fails_fast_until_the_broker_is_back(monkeypatch):
+    """Soon after a missed deadline, publishes and checks fail at once, until the broker is back."""
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
     async with AsyncExitStack() as serving:
         host = (await serving.enter_async_context(strict_server(TOPICS))).host
@@ -489,8 +489,8 @@ async def test_while_the_broker_is_away_it_fails_fast_and_comes_back_by_itself(m
                 assert await transport.publish(message(4))
 
 
-async def test_it_comes_back_only_with_the_connections_that_publish(monkeypatch):
-    """A probe's own connection that is back is not enough: the first publish after an outage would fail."""
+async def test_outage_lasts_until_publishing_connections_are_ready(monkeypatch):
+    """A probe's answer does not end an outage while the connections for publishing are down."""
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_TIMEOUT", 0.5)
     ports = []
@@ -515,8 +515,8 @@ async def test_it_comes_back_only_with_the_connections_that_publish(monkeypatch)
         await publisher.aclose()
 
 
-async def test_one_key_that_hangs_is_no_outage(server, transport):
-    """While other keys are confirmed, a key that fails its deadline does not make the broker count as away."""
+async def test_one_hanging_key_is_no_outage(server, transport):
+    """While other keys are confirmed, a key that misses its deadline does not make the broker count as away."""
     hanging = asyncio.Event()
     server.script.extend([hanging, None])
     failing = asyncio.create_task(transport.publish(message(1, "hangs")))
@@ -529,8 +529,8 @@ async def test_one_key_that_hangs_is_no_outage(server, transport):
     assert await transport.publish(message(3, "hangs"))
 
 
-async def test_an_outage_is_noticed_without_traffic(monkeypatch):
-    """A check fails within seconds of an outage, though nothing was published."""
+async def test_outage_is_detected_without_traffic(monkeypatch):
+    """The probe detects an outage though nothing is published."""
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_TIMEOUT", 0.2)
     async with strict_server(TOPICS) as server, EmulatorTransport(project="test", host=server.host) as transport:
@@ -542,8 +542,8 @@ async def test_an_outage_is_noticed_without_traffic(monkeypatch):
         server.look_up.set()
 
 
-async def test_a_message_that_waits_too_long_is_no_good_sign(server, transport):
-    """While the oldest message has waited for half the deadline, a check says so."""
+async def test_check_fails_while_a_message_waits_too_long(server, transport):
+    """When the oldest message has waited for half of the deadline, a check fails."""
     server.script.extend([asyncio.Event(), asyncio.Event()])
     publishing = asyncio.create_task(transport.publish(message(1)))
     await server.received(2)  # the second attempt comes after half the deadline
@@ -553,8 +553,8 @@ async def test_a_message_that_waits_too_long_is_no_good_sign(server, transport):
         await publishing
 
 
-async def test_closing_lets_what_is_in_flight_end(server):
-    """Messages in flight and waiting are published before the channel closes; further ones are refused."""
+async def test_close_waits_for_messages_in_flight(server):
+    """Messages in flight or waiting are published before the channels close; further ones are refused."""
     gate = asyncio.Event()
     server.script.append(gate)
     async with EmulatorTransport(project="test", host=server.host) as transport:
@@ -569,8 +569,8 @@ async def test_closing_lets_what_is_in_flight_end(server):
         assert all(isinstance(result, str) for result in await asyncio.gather(*tasks))
 
 
-async def test_closing_does_not_wait_for_a_broker_that_hangs(server, monkeypatch):
-    """What has not ended when the time to drain is over fails, every message of it."""
+async def test_close_does_not_wait_for_a_hanging_broker(server, monkeypatch):
+    """Every message that is not confirmed within the time to drain fails."""
     monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
     server.script.append(asyncio.Event())
     async with EmulatorTransport(project="test", host=server.host) as transport:

@@ -1,3 +1,5 @@
+"""Lanes: queues and batches per key, on a `send` function of the test."""
+
 import asyncio
 import contextvars
 
@@ -10,8 +12,8 @@ from tests.transports.contract import TOPICS, message
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_defect_below_leaves_no_caller_waiting(caplog):
-    """Whatever is raised in sending, all that wait are told, and the defect itself is not hidden."""
+async def test_defect_in_send_fails_all_waiting_messages(caplog):
+    """Any exception of `send` fails all waiting messages, and is reported to the event loop."""
 
     async def defective(_topic, _key, _messages, _spans, _deadline):
         await asyncio.sleep(0)
@@ -27,8 +29,8 @@ async def test_a_defect_below_leaves_no_caller_waiting(caplog):
     assert [str(error) for error in raised] == ["a defect"]
 
 
-async def test_a_batch_is_sent_in_no_callers_context():
-    """What a caller has in its context does not reach a request that carries other callers' messages."""
+async def test_batch_is_sent_in_a_context_of_its_own():
+    """Context variables of one caller are not visible to a request with other callers' messages."""
     variable = contextvars.ContextVar("variable", default="none")
     seen = []
 
@@ -41,8 +43,8 @@ async def test_a_batch_is_sent_in_no_callers_context():
     assert seen == ["none"]
 
 
-async def test_a_caller_that_gives_up_while_all_else_fails():
-    """Failing what waits passes over a caller that has gone already."""
+async def test_cancelled_messages_stay_cancelled_when_their_batch_fails():
+    """When waiting messages fail, those whose callers were cancelled are skipped."""
     gate, entered = asyncio.Event(), asyncio.Event()
 
     async def refuse(_topic, _key, _messages, _spans, _deadline):
@@ -61,8 +63,8 @@ async def test_a_caller_that_gives_up_while_all_else_fails():
     assert [type(result) for result in results] == [asyncio.CancelledError, BrokerUnavailable, asyncio.CancelledError]
 
 
-async def test_what_was_confirmed_before_a_defect_stays_confirmed():
-    """A defect in a later part of a halved batch does not touch what an earlier one has confirmed."""
+async def test_messages_confirmed_before_a_defect_stay_confirmed():
+    """A defect in a later part of a split batch does not affect messages that an earlier part has confirmed."""
     sent = []
 
     async def send(_topic, _key, messages, _spans, _deadline):
@@ -83,16 +85,16 @@ async def test_what_was_confirmed_before_a_defect_stays_confirmed():
     assert lanes.oldest is None
 
 
-async def test_after_draining_nothing_is_taken():
-    """Drained lanes refuse."""
+async def test_publish_after_drain_is_refused():
+    """Drained lanes accept no messages."""
     lanes = Lanes(lambda *_: None, Limits())
     await lanes.drain(1)
     with pytest.raises(TransportClosed):
         await lanes.publish(message(1))
 
 
-async def test_draining_does_not_wait_for_others_to_come():
-    """A message that lingers for a batch is sent at once when the lanes are drained, and what waits behind it too."""
+async def test_drain_does_not_wait_for_max_latency():
+    """Draining sends messages that wait for a batch, and those behind them, at once."""
     gate, sent = asyncio.Event(), []
 
     async def send(_topic, _key, messages, _spans, _deadline):
@@ -114,8 +116,8 @@ async def test_draining_does_not_wait_for_others_to_come():
     assert sorted(sent) == [1, 1, 2]
 
 
-async def test_ending_the_lanes_leaves_no_caller_waiting():
-    """Whatever a task is doing when it is ended, even waiting for others to come, its callers are told."""
+async def test_cancelled_task_fails_its_messages():
+    """When the task of a lane is cancelled, even while it waits for a batch, its messages fail."""
     lanes = Lanes(lambda *_: None, Limits(deadline=20, batching={TOPICS[0]: Batching(max_latency=10)}))
     before = asyncio.all_tasks()
     publishing = lanes.publish(message(1))

@@ -1,3 +1,5 @@
+"""The memory transport: the contract, what it keeps, and its handler."""
+
 import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -37,8 +39,8 @@ class TestContractWithHandler(TransportContract):
 pytestmark = pytest.mark.anyio
 
 
-async def test_messages_can_be_read_as_json():
-    """A published message decodes itself; options of json.loads pass through."""
+async def test_message_decodes_its_json():
+    """`json()` decodes the data, with the options of json.loads."""
     transport = MemoryTransport()
     await transport.publish(Message(topic="t", data=b'{"a":1.10}', attributes={}))
     (found,) = transport.messages
@@ -47,8 +49,8 @@ async def test_messages_can_be_read_as_json():
     assert found.message_id == "1"
 
 
-async def test_clear_forgets_the_messages_but_not_the_count():
-    """After clear() there are no messages, and the next id is new."""
+async def test_clear_keeps_the_message_count():
+    """After clear() there are no messages, and message ids continue."""
     transport = MemoryTransport()
     await transport.publish(message(1))
     transport.clear()
@@ -56,16 +58,16 @@ async def test_clear_forgets_the_messages_but_not_the_count():
     assert await transport.publish(message(2)) == "2"
 
 
-async def test_only_the_newest_are_kept():
-    """Memory is bounded: beyond `keep`, the oldest are dropped."""
+async def test_oldest_messages_over_keep_are_dropped():
+    """At most `keep` messages are kept, the newest."""
     transport = MemoryTransport(keep=3)
     for number in range(5):
         await transport.publish(message(number))
     assert [found.message_id for found in transport.messages] == ["3", "4", "5"]
 
 
-async def test_only_the_newest_bytes_are_kept():
-    """Beyond `keep_bytes` the oldest messages are dropped; one that alone has more is kept until the next."""
+async def test_oldest_messages_over_keep_bytes_are_dropped():
+    """At most `keep_bytes` are kept; a single larger message is kept until the next one."""
     size = len(message(0).data)
     transport = MemoryTransport(keep_bytes=3 * size)
     for number in range(5):
@@ -82,8 +84,8 @@ async def test_only_the_newest_bytes_are_kept():
     assert len(transport.messages) == 3
 
 
-async def test_what_is_kept_does_not_change_with_what_was_sent():
-    """Attributes changed after publishing do not change what was published."""
+async def test_kept_message_is_a_copy():
+    """Changing attributes after publishing does not change the kept message."""
     transport = MemoryTransport()
     attributes = {"a": "1"}
     await transport.publish(Message(topic="t", data=b"{}", attributes=attributes))
@@ -91,8 +93,8 @@ async def test_what_is_kept_does_not_change_with_what_was_sent():
     assert transport.messages[0].attributes == {"a": "1"}
 
 
-async def test_a_handler_makes_it_fail():
-    """What the handler raises is what publish raises, and the message is not kept."""
+async def test_handler_can_fail_a_publish():
+    """The handler's exception is raised by publish, and the message is not kept."""
 
     async def outage(_message: Message) -> None:
         raise BrokerUnavailable("test")
@@ -103,8 +105,8 @@ async def test_a_handler_makes_it_fail():
     assert transport.messages == []
 
 
-async def test_a_handler_makes_it_wait():
-    """While the handler waits for one message, its key's next waits too, and other keys do not."""
+async def test_handler_can_delay_a_key():
+    """While the handler waits for a message, the next one of its key waits too; other keys do not."""
     gate = asyncio.Event()
     entered: asyncio.Queue[Message] = asyncio.Queue()
 
@@ -126,8 +128,8 @@ async def test_a_handler_makes_it_wait():
     assert [found.data for found in transport.messages if found.ordering_key == "slow"] == [first.data, second.data]
 
 
-async def test_closing_while_a_handler_waits_loses_nothing_silently():
-    """A message whose handler ends after the transport was closed is refused, not kept unseen."""
+async def test_close_while_a_handler_waits_refuses_the_message():
+    """A message whose handler ends after the transport was closed raises TransportClosed."""
     gate = asyncio.Event()
 
     async def wait(_message: Message) -> None:

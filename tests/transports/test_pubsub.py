@@ -1,4 +1,4 @@
-"""The transport for real Pub/Sub, without a cloud: TLS, credentials and headers on the strict server."""
+"""The Pub/Sub transport on the strict server: TLS, credentials and headers."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ async def server() -> AsyncIterator[StrictServer]:
 
 @pytest.fixture
 def key_file(monkeypatch, tmp_path):
-    """Let Application Default Credentials be those of a service account."""
+    """Use a service account as Application Default Credentials."""
     path = tmp_path / "key.json"
     path.write_text(service_account(KEY))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
@@ -63,8 +63,8 @@ def decoded(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
-async def test_a_service_account_signs_its_token_itself(server, transport):
-    """The bearer token is a JWT signed by the key of the file; its token endpoint, where nobody is, is not asked."""
+async def test_service_account_signs_its_own_token(server, transport):
+    """The bearer token is a JWT signed with the key of the file, without a request to the token endpoint."""
     await transport.publish(message(1))
     scheme, _, token = server.metadata[0]["authorization"].partition(" ")
     head, claims, signature = token.split(".")
@@ -74,7 +74,7 @@ async def test_a_service_account_signs_its_token_itself(server, transport):
     assert json.loads(decoded(claims))["scope"] == "https://www.googleapis.com/auth/pubsub"
 
 
-async def test_a_request_says_where_it_goes_and_who_sends_it(server, transport):
+async def test_request_has_routing_and_user_agent_headers(server, transport):
     """The routing header names the topic, and the user agent names pulsecart."""
     await transport.publish(message(1))
     metadata = server.metadata[0]
@@ -83,8 +83,8 @@ async def test_a_request_says_where_it_goes_and_who_sends_it(server, transport):
     assert "x-goog-user-project" not in metadata
 
 
-async def test_keys_are_spread_over_channels_and_keep_to_theirs(server, transport):
-    """Several connections are used; one ordering key is always on the same one."""
+async def test_keys_are_spread_over_channels(server, transport):
+    """Several connections are used, and an ordering key always uses the same one."""
     for _ in range(2):
         await asyncio.gather(*(transport.publish(message(n, f"user-{n}")) for n in range(40)))
     peers: dict[str, set[str]] = {}
@@ -95,7 +95,7 @@ async def test_keys_are_spread_over_channels_and_keep_to_theirs(server, transpor
 
 
 async def test_slow_handshake_connects(server, key_file):
-    """A TLS handshake whose every answer takes a second is waited for."""
+    """A TLS handshake succeeds though each answer takes a second."""
     async with proxy(server.host) as slow:
         slow.delay = 1.0
         endpoint = f"localhost:{slow.address.rpartition(':')[2]}"
@@ -103,8 +103,8 @@ async def test_slow_handshake_connects(server, key_file):
             assert await transport.publish(message(1))
 
 
-async def test_without_trust_nothing_is_sent(server, key_file):
-    """A server whose certificate is not trusted is not a broker."""
+async def test_untrusted_certificate_gets_no_message(server, key_file):
+    """Nothing is sent to a server whose certificate is not trusted."""
     limits = Limits(deadline=0.5)
     async with PubSubTransport(project="test", endpoint=server.host, limits=limits) as transport:
         with pytest.raises(BrokerUnavailable):
@@ -112,8 +112,8 @@ async def test_without_trust_nothing_is_sent(server, key_file):
     assert server.requests == []
 
 
-async def test_without_credentials_it_does_not_open(monkeypatch, tmp_path):
-    """Where no credentials can be found, opening says so."""
+async def test_open_without_credentials_is_an_error(monkeypatch, tmp_path):
+    """Opening raises DefaultCredentialsError if no credentials can be found."""
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
@@ -127,8 +127,8 @@ def user_credentials(url: str) -> Credentials:
     )
 
 
-async def test_user_credentials_are_exchanged_and_renewed_ahead(server):
-    """A token comes from the token endpoint, is renewed before it expires, and the quota project goes with it."""
+async def test_user_credentials_are_renewed_before_they_expire(server):
+    """A token from the token endpoint is renewed before it expires, and the quota project is sent with it."""
     with token_endpoint(lifetime=4) as endpoint:
         credentials = user_credentials(endpoint.url)
         async with PubSubTransport(
@@ -144,8 +144,8 @@ async def test_user_credentials_are_exchanged_and_renewed_ahead(server):
     assert server.metadata[-1]["authorization"] == "Bearer token-2"
 
 
-async def test_a_token_endpoint_that_is_down_is_an_outage_that_ends(server, monkeypatch):
-    """Without a token publishing fails in time and says why; once there is one again, it goes on by itself."""
+async def test_token_endpoint_outage_ends(server, monkeypatch):
+    """Without a token, publish and check fail in time and log why; with a new token both work again."""
     monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
     monkeypatch.setattr("pulsecart.transports.tokens.RETRY_SECONDS", 0.05)
     with token_endpoint(lifetime=3600) as endpoint:

@@ -1,1 +1,1 @@
-"""A shop's own package."""
+"""The package of a shop."""

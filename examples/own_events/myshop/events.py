@@ -1,4 +1,4 @@
-"""Event types of your own: attrs classes, declared with their type and topic."""
+"""Your own event types: attrs classes, declared with their event type and topic."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -17,7 +17,7 @@ class Carrier(Enum):
 
 @frozen(kw_only=True)
 class Parcel:
-    """Nested objects are attrs classes too; what may be in a payload can be as strict as you like."""
+    """Nested objects are attrs classes too, so a payload can be as strict as you like."""
 
     weight_kg: Decimal = field(validator=validators.gt(Decimal(0)))
     contents: list[str]
@@ -41,7 +41,7 @@ class OrderShipped(Event):
 @event("review.written", topic="myshop.reviews")
 @frozen(kw_only=True)
 class ReviewWritten(Event):
-    """Without a class of its own, the payload is any JSON object."""
+    """The payload has no class, so it may be any JSON object."""
 
     product_id: str = field(validator=non_empty)
     stars: int = field(validator=[validators.ge(1), validators.le(5)])
