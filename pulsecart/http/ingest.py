@@ -19,6 +19,9 @@ __all__ = ["ROUTE", "Ingest"]
 
 ROUTE = "/events/ingest"
 
+MOST_FAULTS = 10
+"""How many of an event's faults its log line names, by pointer and code."""
+
 _HEADERS = frozenset({b"content-type", b"content-encoding", b"content-length"})
 """Those that are looked at."""
 
@@ -89,6 +92,8 @@ def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: flo
     """Log an event that was not published. A refusal for good needs an operator, and is an error."""
     names = ("event_type", "event_id", "topic", "traceparent", "error_type")
     fields = {name: getattr(error, name, "") for name in names} | {"detail": getattr(error, "log_detail", "")}
+    if problem.errors:
+        fields["faults"] = ", ".join(f"{fault.pointer} {fault.code}".strip() for fault in problem.errors[:MOST_FAULTS])
     if problem.status < 500:
         log.failed("info", "refused", problem.type, seconds, **fields)
     else:

@@ -48,6 +48,12 @@ class Problem:
     errors: Sequence[Fault] = ()
     more: Mapping[str, Any] = field(factory=dict)
     headers: Mapping[str, str] = field(factory=dict)
+    retryable: bool = field()
+    """Whether the same request can succeed later: an event's error says so itself; of a request the status tells."""
+
+    @retryable.default
+    def _by_status(self) -> bool:
+        return self.status >= 500 or self.status in {408, 429}
 
     def response(self) -> Response:
         """Return the answer."""
@@ -56,7 +62,7 @@ class Problem:
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
-            "retryable": self.status >= 500 or self.status == 408,
+            "retryable": self.retryable,
             **self.more,
             "errors": [
                 {"pointer": fault.pointer, "code": fault.code, "message": fault.message} for fault in self.errors
@@ -114,6 +120,7 @@ def problem_of(error: EventError | PublishError | ProblemError) -> Problem:
         errors=error.faults if isinstance(error, EventError) else (),
         more=more,
         headers=headers,
+        retryable=error.retryable,
     )
 
 

@@ -377,6 +377,17 @@ async def test_broker_text_is_logged_and_not_answered(order_json, capsys, error)
     assert json.loads(capsys.readouterr().err)["detail"] == "UNAVAILABLE: ipv4:10.0.0.7:443"
 
 
+async def test_log_line_of_a_rejected_event_names_its_faults(order_json, capsys):
+    """The operator sees which fields were wrong, and how, but no values."""
+    async with served() as client:
+        await ingest(client, order_json(user_id="", oder_id="secret"))
+    logs.flush()
+    line = json.loads(capsys.readouterr().err)
+    assert (line["severity"], line["problem"]) == ("INFO", "invalid-event")
+    assert line["faults"] == "/user_id empty, /oder_id unknown"
+    assert "secret" not in str(line)
+
+
 async def test_a_message_that_the_broker_refuses_is_422(order_json):
     """A refusal of this one message is not retryable."""
     async with served(failing(MessageRefused("bad"))) as client:
