@@ -242,16 +242,14 @@ def test_provider_of_the_host_is_kept(traced, monkeypatch):
 def test_logging_of_the_host_is_kept(tmp_path):
     """With a TracerProvider of the host, metrics are exported, and OpenTelemetry's loggers stay unchanged."""
     program = """
-import asyncio, logging
+import logging
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 host = TracerProvider()
 trace.set_tracer_provider(host)
 from pulsecart.telemetry import export, metrics
-async def use():
-    async with export.exporting():
-        assert metrics.are_on()
-asyncio.run(use())
+assert len(export._set_up()) == 1
+assert metrics.are_on()
 assert trace.get_tracer_provider() is host
 assert logging.getLogger("opentelemetry").propagate
 """
