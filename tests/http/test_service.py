@@ -31,6 +31,7 @@ from pulsecart import (
 from pulsecart.app import create_app
 from pulsecart.http.problems import _KINDS
 from pulsecart.serve.settings import Settings
+from pulsecart.telemetry import logs
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server
 
