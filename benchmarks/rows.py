@@ -82,6 +82,8 @@ SECTIONS: dict[str, list[Row]] = {
         Row("bare ASGI route", floor("route"), ""),
         Row("pulsecart", pulsecart(), ""),
         Row("pulsecart, on stock uvicorn", pulsecart_on_stock_uvicorn, ""),
+        Row("pulsecart, all on, 10 % sampled", pulsecart(), "", sampled("0.1")),
+        Row("pulsecart, all on, 100 % sampled", pulsecart(), "", sampled("1")),
         Row("FastAPI, a publish that costs nothing", peer("fastapi_free", "fastapi"), ""),
     ],
     "Through the emulator, as fast as they can, 64 connections": [
