@@ -11,15 +11,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
 import structlog
-from attrs import define
 from structlog.typing import Processor
 
 from pulsecart.ids import trace_id_of
@@ -92,29 +91,47 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     _log.error("%s: %r", found.err_msg or "Exception ignored in", found.object, exc_info=found.exc_value)
 
 
+class _Floods:
+    """Of things of one kind lets one pass in `FLOOD_SECONDS`, and counts those that it leaves out."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
+
+    def passes(self, kind: Hashable) -> int | None:
+        """Return how many were left out since the last one that passed; None if this one is left out, too."""
+        passed_at, left_out = self._kinds.get(kind, (-FLOOD_SECONDS, 0))
+        now = time.monotonic()
+        if now - passed_at < FLOOD_SECONDS:
+            self._kinds[kind] = passed_at, left_out + 1
+            return None
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = now, 0
+        return left_out
+
+    def take(self, kind: Hashable) -> int:
+        """Return how many were left out, and start to count again. A kind of which none was left out is forgotten."""
+        _, left_out = self._kinds.pop(kind, (0.0, 0))
+        if left_out:
+            self._kinds[kind] = time.monotonic(), 0
+        return left_out
+
+
 class Flood(logging.Filter):
     """Of warnings and errors of one kind lets one pass in `FLOOD_SECONDS`, which says how many were left out before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._kinds: dict[Hashable, tuple[float, int]] = {}
+        self._floods = _Floods()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record passes. Those logged by one line of code, with the same arguments, are of one kind."""
+        """Return whether a record passes. Those logged by one line of code with the same arguments are of one kind."""
         if record.levelno < logging.WARNING:
             return True
-        kind = record.pathname, record.lineno, str(record.args)
-        passed_at, left_out = self._kinds.get(kind, (-FLOOD_SECONDS, 0))
-        now = time.monotonic()
-        if now - passed_at < FLOOD_SECONDS:
-            self._kinds[kind] = passed_at, left_out + 1
-            return False
-        if len(self._kinds) >= MOST_KINDS:
-            self._kinds.clear()
-        self._kinds[kind] = now, 0
+        left_out = self._floods.passes((record.pathname, record.lineno, str(record.args)))
         if left_out:
             record.msg, record.args = f"{record.getMessage()} (and {left_out:,} more like it)", None
-        return True
+        return left_out is not None
 
 
 def formatter(project: str) -> structlog.stdlib.ProcessorFormatter:
@@ -226,27 +243,14 @@ def _json(_logger: Any, _method: str, fields: Fields) -> str:
     return _encoder.encode(fields).decode()
 
 
-@define
-class _Kind:
-    """Failures that are alike: how to log them, the last one's fields, and how many were not logged yet."""
-
-    write: Callable[..., None]
-    fields: Mapping[str, Any]
-    unsaid: int = 0
-
-    def say(self) -> None:
-        """Log those that were counted, by the last of them."""
-        if self.unsaid:
-            self.write(**self.fields, repeated=self.unsaid)
-            self.unsaid = 0
-
-
 class EventLog:
     """Logs how events end. Of failures of one kind the first is logged at once, and then their number."""
 
     def __init__(self, *, personal_data: bool = False) -> None:
         self._personal_data = personal_data
-        self._kinds: dict[Hashable, _Kind] = {}
+        self._floods = _Floods()
+        self._last: dict[Hashable, Callable[..., None]] = {}
+        """By kind, what logs the last failure that was left out."""
 
     @cached_property
     def _log(self) -> Any:
@@ -278,13 +282,13 @@ class EventLog:
             **{field: value for field, value in fields.items() if value},
         }
         name = problem, fields.get("event_type"), fields.get("error_type")
-        if kind := self._kinds.get(name):
-            kind.fields = fields
-            kind.unsaid += 1
-            return
-        kind = self._kinds[name] = _Kind(getattr(self._log, severity), fields)
-        kind.write(**fields)
-        self._look_again_later(name)
+        write = partial(getattr(self._log, severity), **fields)
+        left_out = self._floods.passes(name)
+        if left_out is None:
+            self._last[name] = write
+        else:
+            write(**({"repeated": left_out} if left_out else {}))
+            asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
 
     def defect(self, error: Exception, problem: str, seconds: float) -> None:
         """Log a defect of ours with its traceback. Its message may repeat what the caller wrote: it is left out."""
@@ -294,18 +298,15 @@ class EventLog:
         self.failed("error", "failed", problem, seconds, error_type=kind, exception=f"Traceback:\n{frames}{said}")
 
     def flush(self) -> None:
-        """Log what was counted and not said yet."""
-        for kind in self._kinds.values():
-            kind.say()
-        self._kinds.clear()
+        """Log what was left out so far."""
+        for name in list(self._last):
+            self._log_left_out(name, again=False)
 
-    def _look_again_later(self, name: Hashable) -> None:
-        asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._look_again, name)
-
-    def _look_again(self, name: Hashable) -> None:
-        kind = self._kinds.get(name)
-        if kind is None or not kind.unsaid:
-            self._kinds.pop(name, None)  # the flood is over: the next is a first one again
-            return
-        kind.say()
-        self._look_again_later(name)
+    def _log_left_out(self, name: Hashable, *, again: bool = True) -> None:
+        write = self._last.pop(name, None)
+        left_out = self._floods.take(name)
+        if write is None or not left_out:
+            return  # the flood is over
+        write(repeated=left_out)
+        if again:
+            asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
