@@ -3,7 +3,19 @@ import sys
 
 import pytest
 
-HEAVY = ("starlette", "uvicorn", "click", "dotenv", "google", "grpc", "structlog", "opentelemetry.sdk")
+HEAVY = (
+    "starlette",
+    "uvicorn",
+    "httptools",
+    "click",
+    "dotenv",
+    "google",
+    "grpc",
+    "requests",
+    "structlog",
+    "opentelemetry",
+    "opentelemetry.sdk",
+)
 
 
 def loaded_by(statement: str) -> set[str]:
