@@ -61,7 +61,7 @@ class ConnectionLimits:
     linger_seconds: float = 2
     """How long the rest of a body is read and discarded when the answer came before the body's end."""
 
-    linger_bytes: int = 1_048_576
+    linger_bytes: int = 10_485_760
     """How many bytes of such a rest are read."""
 
 

@@ -481,10 +481,10 @@ async def test_early_answer_reaches_a_client_that_sends_on():
 
     async with running(refuse) as service:
         client = await service.connect()
-        client.writer.write(POST + b"Content-Length: 500000\r\n\r\n")
+        client.writer.write(POST + b"Content-Length: 5000000\r\n\r\n")
         status, headers, _ = await client.answer()
         assert (status, headers["connection"]) == (413, "close")
-        client.writer.write(b"x" * 500_000)
+        client.writer.write(b"x" * 5_000_000)
         await client.writer.drain()
         assert await client.closed()
 
