@@ -1,5 +1,6 @@
-"""The development routes: who may use them."""
+"""The development routes: what they show, and to whom."""
 
+import json
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
+from tests.http.client import ingest, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -129,3 +131,45 @@ async def test_missing_or_repeated_host_is_refused():
         scope = {"type": "http", "method": "GET", "path": "/dev/messages", "query_string": b"", "headers": hosts}
         await app(scope, None, send)
         assert sent[0]["status"] == 403
+
+
+async def test_numbers_are_shown_as_published(client, order_json):
+    """/dev/messages shows every digit of the data."""
+    await ingest(client, order_json().replace(b'"total": 1', b'"total": 89.90, "n": 123456789012345678901234567890'))
+    text = (await client.get("/dev/messages")).text
+    assert '{"total": 89.90, "n": 123456789012345678901234567890}' in text
+
+
+@pytest.mark.parametrize(
+    ("query", "event_ids"),
+    [
+        ("", ["1", "2", "3"]),
+        ("topic=pulsecart.commerce-events", ["1", "3"]),
+        ("event_type=product.viewed", ["2"]),
+        ("event_id=3", ["3"]),
+        ("user_id=u2", ["2", "3"]),
+        ("user_id=u2&event_type=order.placed", ["3"]),
+        ("user_id=nobody", []),
+    ],
+)
+async def test_messages_can_be_filtered(client, order_json, query, event_ids):
+    """Query parameters filter the list, which has the newest message last."""
+    await ingest(client, order_json(event_id="1"))
+    viewed = {"event_type": "product.viewed", "user_id": "u2", "session_id": "s", "payload": {}, "event_id": "2"}
+    await ingest(client, json.dumps(viewed).encode())
+    await ingest(client, order_json(event_id="3", user_id="u2"))
+    messages = (await client.get(f"/dev/messages?{query}")).json()["messages"]
+    assert [message["attributes"]["event_id"] for message in messages] == event_ids
+
+
+async def test_unknown_filter_is_400(client):
+    """A misspelled filter is an error that lists the filters; it does not return all messages."""
+    document = problem(await client.get("/dev/messages?user=u1"), 400, "bad-request")
+    assert "user_id" in document["detail"]
+
+
+async def test_delete_empties_the_list(client, order_json):
+    """DELETE removes all messages."""
+    await ingest(client, order_json())
+    assert (await client.delete("/dev/messages")).status_code == 204
+    assert (await client.get("/dev/messages")).json() == {"messages": []}
