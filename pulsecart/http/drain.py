@@ -20,8 +20,8 @@ class Drain:
     A server would close its listeners first, so no probe could see that it is draining. Instead, on SIGTERM (and on
     SIGHUP and SIGQUIT, which would otherwise end the process immediately), the service stops being ready at once, but
     accepts events for another `delay` seconds, while the orchestrator takes the instance out of rotation. Then new
-    events are rejected, those in flight are answered, and the server's handler of SIGTERM is called to stop it. A second
-    signal stops it without delay.
+    events are rejected, those in flight are answered, and the server's own handler of SIGTERM is called. A second
+    signal stops the service without delay.
     """
 
     def __init__(self, transport: Transport, delay: float) -> None:

@@ -143,7 +143,7 @@ DEFECT = Problem(
     status=500,
     type="internal-error",
     title="Internal error",
-    detail="An unexpected error occurred. The event was probably not published.",
+    detail="The service failed to process this request. An event in it was probably not published.",
 )
 """The answer for an unexpected exception."""
 

@@ -157,7 +157,7 @@ def test_factory_logs_wrong_settings(tmp_path):
     )
     assert ended.returncode > 0
     assert ended.stderr.splitlines()[0] == (
-        "the settings do not work: PORT (--port) must be a whole number from 0 to 65,535, not 'http'; "
+        "Invalid settings: PORT (--port) must be a whole number from 0 to 65,535, not 'http'; "
         "PULSECART_ZZZ is not a setting"
     )
 
