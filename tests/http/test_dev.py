@@ -17,7 +17,7 @@ LISTED = ("shop.test", "172.16.0.0/12", "testclient", "testserver")
 
 
 async def answers(client: Any = ("127.0.0.1", 1), host: str = "localhost:8000", **headers: str) -> bool:
-    """Say whether /dev/messages answers a peer, and check the problem if it does not."""
+    """Return whether /dev/messages answers a peer; if not, check the problem."""
     app = create_app(Settings(transport="memory", dev_hosts=LISTED), transport=MemoryTransport())
     asgi = httpx.ASGITransport(app, client=client)
     async with httpx.AsyncClient(transport=asgi, base_url="http://localhost") as caller:
@@ -90,7 +90,7 @@ async def test_only_loopback_and_listed_hosts_are_answered(host, allowed):
     ],
 )
 async def test_only_pages_of_the_same_origin_are_answered(origin, allowed):
-    """Pages of other origins are refused, those of other servers on this machine included."""
+    """Pages of other origins are rejected, including those of other servers on this machine."""
     assert await answers(Origin=origin) is allowed
 
 
@@ -99,7 +99,7 @@ async def test_only_pages_of_the_same_origin_are_answered(origin, allowed):
     [(None, 200), (("/run/pulsecart.sock", None), 200), (("127.0.0.1", 8000), 403)],
 )
 async def test_peer_without_address_is_local_on_a_unix_socket_only(server, status):
-    """A Unix socket knows no peer address; a TCP connection without one was reset, and may be anyone's."""
+    """A Unix socket has no peer address; a TCP connection without one has been reset, and may be from any peer."""
     app = create_app(Settings(transport="memory"))
     sent: list[Any] = []
 
@@ -119,8 +119,8 @@ async def test_peer_without_address_is_local_on_a_unix_socket_only(server, statu
     assert sent[0]["status"] == status
 
 
-async def test_missing_or_repeated_host_is_refused():
-    """A request with no Host, or with two, is not answered."""
+async def test_missing_or_repeated_host_is_403():
+    """A request with no Host, or with two, is rejected."""
     app = create_app(Settings(transport="memory"))
     for hosts in ([], [(b"host", b"localhost"), (b"host", b"localhost")]):
         sent: list[Any] = []

@@ -46,7 +46,7 @@ async def test_not_ready_is_a_problem(error, type_):
 
 
 async def test_readiness_has_no_side_effects():
-    """GET /readyz names the topics that an emulator has lost, and leaves it to events to create them."""
+    """GET /readyz lists the topics that an emulator has lost, but does not create them."""
     async with strict_server([]) as server:
         app = create_app(Settings(transport="emulator", emulator_host=server.host, project="test"))
         async with app.router.lifespan_context(app), calling(app) as client:
@@ -68,8 +68,8 @@ async def test_unknown_path_with_a_malformed_host_is_404(host):
     assert response.json()["detail"] == "GET /nope: Not Found. Events go to POST /events/ingest."
 
 
-async def test_unknown_path_below_a_prefix_names_the_route_with_it():
-    """Mounted below a prefix, the hint of a 404 or 405 has the prefix."""
+async def test_unknown_path_below_a_prefix_names_the_prefixed_route():
+    """Below a mount prefix, the hint of a 404 or 405 includes the prefix."""
     outer = Starlette(routes=[Mount("/shop", create_app(Settings(transport="memory")))])
     async with calling(outer) as client:
         for path, status, phrase in (

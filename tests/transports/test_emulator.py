@@ -375,7 +375,7 @@ async def burst_failing(server: StrictServer, transport: EmulatorTransport) -> l
 
 @pytest.mark.parametrize("limits", [Limits(max_messages=2), Limits(max_bytes=2 * COPIES * message(1).size)])
 async def test_publish_over_a_limit_is_refused_at_once(server, limits):
-    """At the limit of messages or of bytes in memory, further messages are refused until one ends."""
+    """At the limit of messages or of bytes in memory, further messages are rejected until one ends."""
     gate = asyncio.Event()
     server.script.append(gate)
     async with EmulatorTransport(project="test", host=server.host, limits=limits) as transport:
@@ -413,7 +413,7 @@ async def test_cancelled_publish_does_not_affect_its_batch(server, transport):
 
 
 class Watching(Unobserved):
-    """Keeps what it is told to watch."""
+    """Keeps the object that it watches."""
 
     def __init__(self) -> None:
         self.watched = []
@@ -554,7 +554,7 @@ async def test_check_fails_while_a_message_waits_too_long(server, transport):
 
 
 async def test_close_waits_for_messages_in_flight(server):
-    """Messages in flight or waiting are published before the channels close; further ones are refused."""
+    """Messages in flight or waiting are published before the channels close; further ones are rejected."""
     gate = asyncio.Event()
     server.script.append(gate)
     async with EmulatorTransport(project="test", host=server.host) as transport:
