@@ -60,7 +60,7 @@ class Ingest:
             response = problem.response()
             _log_problem(self._log, error, problem, perf_counter() - started)
         except ClientDisconnect:
-            response = Response(status_code=400)  # the client has disconnected: it is not sent
+            response = Response(status_code=400)  # not delivered: the client has disconnected
             self._log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
         except Exception as error:  # noqa: BLE001
             # If it were raised, the server would log a traceback for each request.

@@ -85,7 +85,7 @@ class _Shared:
         """Connections with an answer to send at the end of this iteration of the event loop.
 
         All answers of an iteration are sent together: each write may wake up the client, and switching between the two
-        processes costs time (measured: a third of the CPU time of an event).
+        processes costs time (measured: a third of what an event costs the service).
         """
 
     def send(self) -> None:
