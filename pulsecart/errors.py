@@ -1,22 +1,22 @@
 """Every error pulsecart raises.
 
     PulsecartError
-    ├── DefinitionError        an event class or the catalog is wrong; found at start
-    ├── SettingsError          the settings are wrong or contradict each other; found at start
-    ├── EventError             the caller's fault; the same event never succeeds
-    │   ├── MalformedBody      not one JSON object that can be read exactly
+    ├── DefinitionError        an event class or the catalog is wrong; found at startup
+    ├── SettingsError          the settings are wrong or contradict each other; found at startup
+    ├── EventError             the event is invalid; sending the same event again never succeeds
+    │   ├── MalformedBody      the body is not a JSON object, or cannot be read exactly
     │   ├── MissingEventType
     │   ├── UnknownEventType
-    │   ├── InvalidEvent       fields missing, unknown or of the wrong kind
-    │   └── MessageTooLarge    over what Pub/Sub takes in one message
-    └── PublishError           the event is sound, but it was not published (or nobody can tell)
-        ├── MessageRefused     the broker refuses this one message for good
-        ├── BrokerUnavailable  the broker is unreachable, or slower than the deadline
-        ├── Overloaded         too much is in flight already
-        ├── BrokerRefused      the broker refuses the topic: it is missing, or not permitted
+    │   ├── InvalidEvent       fields are missing, unknown or invalid
+    │   └── MessageTooLarge    the finished message exceeds Pub/Sub's limit
+    └── PublishError           the event is valid, but was not published, or the outcome is unknown
+        ├── MessageRefused     the broker rejects this message permanently
+        ├── BrokerUnavailable  the broker cannot be reached, or is slower than the deadline
+        ├── Overloaded         too many messages or bytes are in flight
+        ├── BrokerRefused      the broker rejects the topic: it does not exist, or access is denied
         └── TransportClosed    the transport is not open
 
-`retryable` says whether sending the same event again, under the same `event_id`, can succeed.
+`retryable` says whether sending the same event again, with the same `event_id`, can succeed.
 """
 
 from collections.abc import Sequence
@@ -54,30 +54,30 @@ class Fault:
     """One thing that is wrong with an event."""
 
     pointer: str
-    """Where: a JSON pointer (RFC 6901) into the body; empty for the body as a whole."""
+    """The place in the body, as a JSON pointer (RFC 6901); empty for the whole body."""
 
     code: str
-    """What kind: `missing`, `unknown`, `duplicate`, `wrong-type`, `empty`, `too-long`, `out-of-range` or `invalid`."""
+    """The kind: `missing`, `unknown`, `duplicate`, `wrong-type`, `empty`, `too-long`, `out-of-range` or `invalid`."""
 
     message: str
-    """What is wrong and how to mend it, for a person."""
+    """What is wrong and how to fix it, as a sentence."""
 
     def __str__(self) -> str:
         return f"{self.pointer or '(body)'}: {self.message}"
 
 
 class PulsecartError(Exception):
-    """The base of all errors raised by pulsecart."""
+    """Base class of all errors raised by pulsecart."""
 
     retryable: ClassVar[bool] = False
 
 
 class DefinitionError(PulsecartError):
-    """An event class, or the catalog made of them, cannot work."""
+    """An event class, or the catalog of event classes, is defined incorrectly."""
 
 
 class SettingsError(PulsecartError):
-    """The settings are wrong. The message names every problem, not only the first."""
+    """The settings are wrong. The message lists every problem, not only the first."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -85,10 +85,10 @@ class SettingsError(PulsecartError):
 
 
 class EventError(PulsecartError):
-    """The event is at fault: sending the same again cannot succeed.
+    """The event is invalid: sending the same event again cannot succeed.
 
-    `event_type` and `event_id` are what is known of the event and may be logged; `event_type` is empty unless it is one
-    of the catalog's.
+    `event_type` and `event_id` identify the event, as far as they are known, and may be logged. `event_type` is empty
+    unless it is in the catalog.
     """
 
     topic = traceparent = ""
@@ -107,7 +107,7 @@ class EventError(PulsecartError):
 
 
 class MalformedBody(EventError):
-    """The body is not one JSON object, or not one that can be read without loss."""
+    """The body is not a JSON object, or cannot be read without loss."""
 
 
 class MissingEventType(EventError):
@@ -115,11 +115,11 @@ class MissingEventType(EventError):
 
 
 class UnknownEventType(EventError):
-    """The catalog has no class for this `event_type`."""
+    """The catalog has no event class for this `event_type`."""
 
 
 class InvalidEvent(EventError):
-    """Fields are missing, unknown or of the wrong kind; `faults` lists all of them."""
+    """Fields are missing, unknown or invalid; `faults` lists all of them."""
 
 
 class MessageTooLarge(EventError):
@@ -140,19 +140,19 @@ class _Timed(msgspec.Struct):
 
 
 class PublishError(PulsecartError):
-    """The event is valid, but was not published, or nobody can tell whether it was.
+    """The event is valid, but was not published, or it is unknown whether it was.
 
-    `event_id` and `timestamp` are those that the event was to be published under: send them along when trying again,
-    so that consumers see a duplicate as one.
+    `event_id` and `timestamp` are the values that the event was going to be published with. Include them in a retry,
+    so that consumers can recognize a duplicate.
 
-    `detail` is shown to callers; `log_detail` is written to the log in its place, and may repeat what the broker said.
-    `error_type` says what happened in one word of few, for telemetry: the broker's gRPC status if there is one.
-    A transport raises a new instance for each message, and may leave `message` to the producer.
+    `detail` is shown to callers. `log_detail` is logged instead of it, and may contain the broker's own message.
+    `error_type` classifies the error for telemetry with a value from a small set: the broker's gRPC status, if any.
+    A transport raises a new instance for each message. It need not set `message`: the producer does.
     """
 
     retryable = True
     retry_after: ClassVar[int] = 1
-    """Seconds to wait before trying again."""
+    """Seconds to wait before a retry."""
 
     def __init__(
         self, detail: str, log_detail: str = "", *, message: "Message | None" = None, error_type: str = ""
@@ -164,27 +164,27 @@ class PublishError(PulsecartError):
 
     @property
     def event_id(self) -> str | None:
-        """The event's id; None if the error is not about one event."""
+        """The event's id, or None if the error is not about a single event."""
         return self._attribute("event_id") or None
 
     @property
     def event_type(self) -> str:
-        """The event's type, or empty."""
+        """The event's type; empty if unknown."""
         return self._attribute("event_type")
 
     @property
     def topic(self) -> str:
-        """The event's topic, or empty."""
+        """The event's topic; empty if unknown."""
         return self.message.topic if self.message else ""
 
     @property
     def traceparent(self) -> str:
-        """The trace context that the message carries, or empty."""
+        """The trace context in the message's attributes; empty if there is none."""
         return self._attribute("traceparent")
 
     @property
     def timestamp(self) -> datetime | None:
-        """The event's time; None if the error is not about one event."""
+        """The event's timestamp, or None if the error is not about a single event."""
         return msgspec.json.decode(self.message.data, type=_Timed).timestamp if self.message else None
 
     def _attribute(self, name: str) -> str:
@@ -192,24 +192,27 @@ class PublishError(PulsecartError):
 
 
 class MessageRefused(PublishError):
-    """The broker refuses this one message, and will again."""
+    """The broker rejects this message, and would reject it again."""
 
     retryable = False
 
 
 class BrokerUnavailable(PublishError):
-    """The broker was not reached, or did not confirm within the deadline. It may still deliver the message."""
+    """The broker could not be reached, or did not confirm in time. It may still deliver the message."""
 
 
 class BrokerRefused(PublishError):
-    """The broker refuses the topic: missing, or not permitted. An operator must mend it; the event is sound."""
+    """The broker rejects the topic: it does not exist, or access is denied.
+
+    The event is valid; an operator must fix the topic or its permissions.
+    """
 
     retry_after = 60
 
 
 class Overloaded(PublishError):
-    """Too many messages, or bytes of them, are in flight. This one was not taken."""
+    """Too many messages or bytes are in flight. This message was not accepted."""
 
 
 class TransportClosed(PublishError):
-    """The transport is not open: not opened yet, or closed."""
+    """The transport is not open yet, or is closed."""

@@ -1,9 +1,9 @@
-"""Event ids and the trace ids they carry.
+"""Event ids, and the trace ids derived from them.
 
-An event id of ours is `evt_` and 32 lowercase hex digits: 48 bits of Unix milliseconds, the digit
-`0`, and 76 random bits. The 128 bits are also the OpenTelemetry trace id of the event. The `0`
-stands where a UUID has its version, and no UUID version is 0, so `evt_` with a UUID's hex digits
-is told apart.
+A generated event id is `evt_` followed by 32 lowercase hex digits: 48 bits of Unix milliseconds, the
+digit `0`, and 76 random bits. These 128 bits are also the OpenTelemetry trace id of the event. The `0`
+is at the position of a UUID's version. No UUID has version 0, so `evt_` followed by a UUID's hex digits
+is not mistaken for a generated id.
 """
 
 import hashlib
@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 __all__ = ["made_at", "new_event_id", "trace_id_of"]
 
 _OURS = re.compile(r"evt_([0-9a-f]{12}0[0-9a-f]{19})")
-_NO_TRACE = "0" * 32  # W3C Trace Context, 3.2.2.3: all zero is not a trace id
+_NO_TRACE = "0" * 32  # not a valid trace id (W3C Trace Context, 3.2.2.3)
 
-# Random digits for the next ids. To ask the system for each id's took 7 % of an event's CPU time. A generator that can
-# be foretold would let a caller take the ids of others' next events, which consumers would then drop as duplicates.
+# Random digits for the next ids. Asking the system for those of each id took 7 % of the CPU time of an event. They come
+# from the system because with a predictable generator a caller could use the ids of other callers' next events, which
+# consumers would then drop as duplicates.
 _digits: list[str] = []
 _STOCK = 400
 
@@ -28,7 +29,7 @@ with suppress(AttributeError):  # Windows has no fork
 
 
 def _draw_digits() -> str:
-    """Return 19 random hex digits, and put more into the stock."""
+    """Return 19 random hex digits, and add more to the stock."""
     drawn = os.urandom(10 * _STOCK).hex()
     first, *others = (drawn[start : start + 19] for start in range(0, len(drawn), 20))
     _digits.extend(others)
@@ -36,7 +37,7 @@ def _draw_digits() -> str:
 
 
 def new_event_id() -> str:
-    """Return a new event id; ids sort by the millisecond they were made in."""
+    """Return a new event id. Ids sort by the millisecond in which they were generated."""
     milliseconds = time.time_ns() // 1_000_000
     try:
         digits = _digits.pop()
@@ -48,8 +49,8 @@ def new_event_id() -> str:
 def trace_id_of(event_id: str) -> str:
     """Return the trace id of an event, 32 lowercase hex digits.
 
-    It is the id's own digits where the id has the form above, otherwise the first 16 bytes of its
-    SHA-256, so that whoever holds an event id, of whatever form, holds its trace.
+    These are the digits of the id if it has the form of a generated id, otherwise the first 16 bytes of its SHA-256.
+    So the trace of an event can be found by any event id.
     """
     match = _OURS.fullmatch(event_id)
     if match and match[1] != _NO_TRACE:
@@ -58,7 +59,10 @@ def trace_id_of(event_id: str) -> str:
 
 
 def made_at(event_id: str) -> datetime | None:
-    """Return when an event id of ours was made, to the millisecond; None for another form, or a time past year 9999."""
+    """Return when an event id was generated, to the millisecond.
+
+    Returns None if the id has another form, or a time after the year 9999.
+    """
     match = _OURS.fullmatch(event_id)
     if not match or match[1] == _NO_TRACE:
         return None

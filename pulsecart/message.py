@@ -1,4 +1,4 @@
-"""What crosses the publish port, and what comes back."""
+"""Messages, prepared events and receipts: what transports and the producer take and return."""
 
 import json
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from attrs import frozen
 __all__ = ["MAX_MESSAGE_BYTES", "Message", "Prepared", "PublishedMessage", "Receipt"]
 
 MAX_MESSAGE_BYTES = 10_000_000
-"""The most bytes one publish request may have (https://cloud.google.com/pubsub/quotas)."""
+"""Maximum bytes of a publish request (https://cloud.google.com/pubsub/quotas)."""
 
-# What a request has beside the texts of its one message, at most: the topic's path and its own framing; and the
-# framing of each attribute.
+# Upper bounds for what a request with one message contains in addition to the message's data and texts: the topic's
+# path and the framing of the request, and the framing of each attribute.
 _ENVELOPE_BYTES = 512
 _ATTRIBUTE_BYTES = 12
 
 
 @frozen(kw_only=True)
 class Message:
-    """One event, ready to be published."""
+    """An event that is ready to be published."""
 
     topic: str
-    """The topic's short name, without project."""
+    """The short name of the topic, without the project."""
 
     data: bytes
     """The whole event as UTF-8 JSON."""
@@ -31,11 +31,11 @@ class Message:
     attributes: Mapping[str, str]
 
     ordering_key: str = ""
-    """Messages of one topic and key are delivered in the order of their publishing; empty: no order."""
+    """Messages of one topic and key are delivered in the order in which they are published. Empty: no order."""
 
     @property
     def size(self) -> int:
-        """The bytes that a publish request with this message has at most: what is within the limit here is there."""
+        """An upper bound for the bytes of a publish request with this message only."""
         texts = self.ordering_key + "".join(self.attributes) + "".join(self.attributes.values())
         return (
             len(self.data)
@@ -47,34 +47,34 @@ class Message:
 
 @frozen(kw_only=True)
 class PublishedMessage(Message):
-    """A message that was published, with its message id."""
+    """A published message and its message id."""
 
     message_id: str
 
     def json(self, **options: Any) -> Any:
-        """Return the data, decoded. Options are those of `json.loads`, such as `parse_float=Decimal`."""
+        """Decode the data. Options are passed to `json.loads`, such as `parse_float=Decimal`."""
         return json.loads(self.data, **options)
 
 
 @frozen(kw_only=True)
 class Prepared:
-    """An event that has been validated, completed and encoded. It keeps nothing of what it was made from."""
+    """An event that has been validated, completed and encoded. It keeps no reference to its source."""
 
     event_id: str
     event_type: str
     timestamp: datetime
     message: Message
     size: int
-    """`Message.size`, before a trace context is added."""
+    """`Message.size` before a trace context is added."""
 
 
 @frozen(kw_only=True)
 class Receipt:
-    """Proof that the broker has the event."""
+    """Confirmation that the broker has the event."""
 
     event_id: str
     message_id: str
-    """The id the broker gave the message."""
+    """The id that the broker assigned to the message."""
 
     trace_id: str
     """The event's OpenTelemetry trace id, 32 lowercase hex digits."""
@@ -84,4 +84,4 @@ class Receipt:
     event_type: str = ""
 
     traceparent: str = ""
-    """The trace context that the message carries (W3C Trace Context); empty where nobody traces."""
+    """The trace context in the message's attributes (W3C Trace Context); empty without tracing."""

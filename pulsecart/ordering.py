@@ -1,9 +1,9 @@
-"""Which messages of a topic are delivered in order: the choice of the ordering key.
+"""Ordering keys: which messages of a topic are delivered in order.
 
-By user, requests to the broker hold one user's messages each. Under shards, users share keys, so that
-requests hold many users' messages, and each user's order still holds. Its price: Pub/Sub takes 1 MB/s
-per key, a consumer that refuses a message holds up its whole shard, and another number of shards mixes
-the order of what is under way.
+Ordered by user, each request to the broker contains messages of one user. With shards, users share a key, so a
+request contains messages of many users; the order of each user is still kept. This has costs: Pub/Sub accepts
+1 MB/s per key, a message that a consumer rejects delays its whole shard, and when the number of shards changes,
+the order of messages that are not yet delivered is lost.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from hashlib import blake2b
 __all__ = ["Ordering", "by_user", "in_shards", "unordered"]
 
 Ordering = Callable[[str], str]
-"""Returns the ordering key for a user id; the empty string for no order."""
+"""Returns the ordering key for a user id, or an empty string for no order."""
 
 
 def by_user(user_id: str) -> str:
@@ -20,15 +20,15 @@ def by_user(user_id: str) -> str:
     return user_id
 
 
-def unordered(user_id: str) -> str:  # noqa: ARG001 (an Ordering takes it)
-    """Order nothing: there is no key."""
+def unordered(user_id: str) -> str:  # noqa: ARG001 (the signature of Ordering)
+    """Do not order messages: the key is empty."""
     return ""
 
 
 def in_shards(count: int) -> Ordering:
-    """Order the messages of each of `count` groups of users: the keys are `shard-0` and so on.
+    """Order the messages of each of `count` groups of users; the keys are `shard-0`, `shard-1` and so on.
 
-    A user is in the same shard in every process and version, as long as the count is the same.
+    For the same count, a user is in the same shard in every process and version.
     """
 
     def shard(user_id: str) -> str:

@@ -1,4 +1,4 @@
-"""What the core asks of the world: a transport, an observer, a clock and a source of ids."""
+"""The ports of the core: protocols for transports, observers, clocks and id factories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -25,37 +25,36 @@ __all__ = [
 ]
 
 Clock = Callable[[], datetime]
-"""Returns the current time, with an offset."""
+"""Returns the current time, with a UTC offset."""
 
 IdFactory = Callable[[], str]
 """Returns a new event id, 1 to 1024 bytes of UTF-8."""
 
 
 class Transport(Protocol):
-    """The publish port: publishes a message to a topic and returns its message id.
+    """Publishes a message to a topic and returns its message id.
 
-    A transport is open inside `async with`. After that, and before where it has something to open,
-    `publish` raises `TransportClosed`.
-    Messages of one topic and ordering key are published in the order of the calls.
+    A transport is open inside `async with`. When it is closed, `publish` raises `TransportClosed`; before it is opened
+    too, unless it needs no opening. Messages of one topic and ordering key are published in the order of the calls.
     """
 
     async def publish(self, message: Message, /) -> str:
-        """Publish one message and return the message id that the broker gave it.
+        """Publish a message and return the message id that the broker assigned.
 
-        Raises a `PublishError`, a new instance for each call, unless the broker has confirmed.
+        Raises a `PublishError`, a new instance for each call, if the broker does not confirm.
         """
         ...
 
     async def check(self, topics: Iterable[str], /) -> list[str]:
-        """Ask the broker for the topics and return those that it does not have.
+        """Return the topics that do not exist on the broker.
 
-        A topic that may not be looked at counts as there: publishing needs no right to look.
-        Raises `BrokerUnavailable` where the broker cannot be reached.
+        A topic without permission to read it counts as existing: publishing does not require that permission.
+        Raises `BrokerUnavailable` if the broker cannot be reached.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close. Closing twice is no error."""
+        """Close the transport. Closing it twice is not an error."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -70,110 +69,113 @@ class Transport(Protocol):
 
 
 class TopicAdmin(Protocol):
-    """Creates topics: an ability that a transport may have in addition to publishing."""
+    """Creates topics. A transport may implement this in addition to `Transport`."""
 
     async def create_topics(self, topics: Iterable[str], /) -> None:
-        """Create topics. One that exists is left as it is. Raises `BrokerUnavailable`."""
+        """Create topics; existing ones are not changed. Raises `BrokerUnavailable`."""
         ...
 
 
 @runtime_checkable
 class Inspectable(Protocol):
-    """Shows what was published: an ability that a transport for development may have in addition to publishing."""
+    """Lists published messages. A transport for development may implement this in addition to `Transport`."""
 
     @property
     def messages(self) -> "Sequence[PublishedMessage]":
-        """What was published, newest last."""
+        """The published messages, newest last."""
         ...
 
     def clear(self) -> None:
-        """Forget it."""
+        """Remove all messages."""
         ...
 
 
 @frozen
 class Load:
-    """What a transport holds at present."""
+    """What a transport currently holds."""
 
     messages: int
     bytes: int
     waiting: int
-    """Messages that no request carries yet."""
+    """The number of messages that are not in a request yet."""
 
     oldest_age: float
-    """For how many seconds the oldest has waited; 0 if there is none."""
+    """The age of the oldest message in seconds; 0 if there is none."""
 
 
 class Loaded(Protocol):
-    """Something that can say what it holds, in another thread than the one that changes it."""
+    """Reports what it holds, from any thread."""
 
     def load(self) -> Load:
-        """Return what is held."""
+        """Return what is currently held."""
         ...
 
 
 class Publishing(Protocol):
-    """Observes one event from `Observer.publishing` until it ends in one of the two ways."""
+    """Observes an event from `Observer.publishing` until it is published or has failed."""
 
     @property
     def attributes(self) -> Mapping[str, str]:
-        """What is added to the message's attributes, such as a trace context."""
+        """Attributes to add to the message, such as a trace context."""
         ...
 
     def published(self, message_id: str) -> None:
-        """Observe that the broker has confirmed."""
+        """Observe that the broker has confirmed the message."""
         ...
 
     def failed(self, error: BaseException) -> None:
-        """Observe that the event was not published, or that its caller gave up."""
+        """Observe that publishing has failed, or that the caller has cancelled it."""
         ...
 
 
 class Sending(Protocol):
-    """Observes one request to the broker, with its retries, from `Observer.sending` until it ends."""
+    """Observes a request to the broker, including its retries, from `Observer.sending` until it ends."""
 
     def attempt_failed(self, error_type: str) -> None:
-        """Observe that an attempt failed. There may be another."""
+        """Observe that an attempt has failed. Another may follow."""
         ...
 
     def ended(self, error_type: str) -> None:
-        """Observe the end of the request; `error_type` is empty if the broker has confirmed."""
+        """Observe the end of the request; `error_type` is empty if the broker has confirmed it."""
         ...
 
 
 class Observer(Protocol):
-    """Watches events on their way: telemetry, for one. Its methods do not block and do not raise.
+    """Observes events, for example for telemetry. Its methods do not block and do not raise exceptions.
 
-    `UNOBSERVED` is the one that does nothing.
+    `UNOBSERVED` is an observer that does nothing.
     """
 
     def rejected(self, event_type: str, error: Exception) -> None:
-        """Observe that an event could not be prepared: an `EventError`, or a defect. An unknown type is empty."""
+        """Observe that an event could not be prepared: an `EventError`, or an unexpected exception.
+
+        `event_type` is empty if it is unknown.
+        """
         ...
 
     def publishing(self, event: Prepared) -> Publishing:
-        """Observe an event that is about to be published, in the task that publishes it, until that has ended."""
+        """Observe an event that is about to be published. Called in the task that publishes it."""
         ...
 
     def current(self) -> Any:
-        """Return what identifies the event that the running task publishes, for `waited` and `sending`; or None."""
+        """Return a reference to the event that the current task publishes, for `waited` and `sending`; or None."""
         ...
 
     def waited(self, events: Sequence[Any], count: int) -> None:
-        """Observe that these events have waited for their turn, and are sent in a request of `count` messages."""
+        """Observe that these events have waited, and are now sent in a request of `count` messages."""
         ...
 
     def sending(self, topic: str, count: int, events: Sequence[Any], server: tuple[str, int]) -> Sending:
-        """Observe a request with `count` messages to the broker at `server` (host and port)."""
+        """Observe a request of `count` messages to the broker at `server` (host and port)."""
         ...
 
     def watch(self, loaded: Loaded) -> None:
-        """Observe what this holds, for as long as it lives."""
+        """Observe what this object holds, as long as it exists."""
         ...
 
 
 class Unobserved:
-    """An observer that does nothing, and its observations."""
+    """An observer that does nothing; it is its own `Publishing` and `Sending`."""
 
     attributes: Mapping[str, str] = {}
 
@@ -181,7 +183,7 @@ class Unobserved:
         """Do nothing."""
 
     def publishing(self, event: Prepared) -> "Unobserved":  # noqa: ARG002
-        """Return what does nothing."""
+        """Return this object."""
         return self
 
     def published(self, message_id: str) -> None:
@@ -191,13 +193,13 @@ class Unobserved:
         """Do nothing."""
 
     def current(self) -> None:
-        """Return nothing."""
+        """Return None."""
 
     def waited(self, events: Sequence[Any], count: int) -> None:
         """Do nothing."""
 
     def sending(self, topic: str, count: int, events: Sequence[Any], server: tuple[str, int]) -> "Unobserved":  # noqa: ARG002
-        """Return what does nothing."""
+        """Return this object."""
         return self
 
     def attempt_failed(self, error_type: str) -> None:

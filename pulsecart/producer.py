@@ -1,4 +1,4 @@
-"""The use case: bytes in, a receipt out, once the broker has the event."""
+"""The producer: validates, completes, encodes and publishes events."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ _fields: Callable[[type], tuple["attrs.Attribute[Any]", ...]] = cache(attrs.fiel
 
 
 def _copy(event: EventT) -> EventT:
-    """Return an event with the same values. To call its class would run the class's converters a second time."""
+    """Return a copy of an event. It does not call the class, which would run the converters a second time."""
     if "event_type" not in type(event).__dict__:
         raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
     copy = object.__new__(type(event))
@@ -43,17 +43,17 @@ def _copy(event: EventT) -> EventT:
 
 
 def _known_error(error: PublishError) -> type[PublishError]:
-    """Return the class of ours that a transport's error is, or is derived from."""
+    """Return the class of a transport's error, or the nearest base class that is defined in `pulsecart.errors`."""
     return next(cls for cls in type(error).__mro__ if cls.__module__ == PublishError.__module__)
 
 
 class Producer:
     """Validates events, completes them, and publishes them through a transport.
 
-    Keeps no state of its own: one instance serves any number of tasks of one event loop.
+    It has no state, so any number of tasks of one event loop can share an instance.
     """
 
-    def __init__(  # noqa: PLR0913 (what a caller may replace)
+    def __init__(  # noqa: PLR0913 (all of it can be replaced)
         self,
         transport: Transport,
         *,
@@ -63,9 +63,9 @@ class Producer:
         ordering: Mapping[str, Ordering] = _BY_USER,
         observer: Observer = UNOBSERVED,
     ) -> None:
-        """Use a transport (already open, or opened later), and a catalog (default: `load_catalog()`).
+        """Use a transport, which may be opened later, and a catalog (default: `load_catalog()`).
 
-        `ordering` is by topic; a topic that is not named is ordered by user.
+        `ordering` maps topics to orderings; other topics are ordered by user.
         """
         self.catalog = load_catalog() if catalog is None else catalog
         self._transport = transport
@@ -75,19 +75,19 @@ class Producer:
         self._observer = observer
 
     async def ingest(self, raw: bytes) -> Receipt:
-        """Publish the event that a JSON object, in UTF-8, describes.
+        """Publish an event from a JSON object in UTF-8.
 
-        Returns once the broker has confirmed. Raises an `EventError` if the event is at fault, and a `PublishError` if
-        it could not be published.
+        Returns when the broker has confirmed it. Raises an `EventError` if the event is invalid, and a `PublishError`
+        if it could not be published.
         """
-        prepared, raw = self.prepare(raw), b""  # the body is not kept while the broker is awaited
+        prepared, raw = self.prepare(raw), b""  # so that the body is freed while waiting for the broker
         return await self.publish(prepared)
 
     def prepare(self, source: bytes | Event) -> Prepared:
-        """Validate, complete and encode an event: a JSON object in UTF-8, or one made in Python.
+        """Validate, complete and encode an event, given as a JSON object in UTF-8 or as an instance of its class.
 
-        An event made in Python is held to the same rules. Its class need not be in the catalog. Nothing is published,
-        and what is returned keeps nothing of the source. Raises an `EventError` if the event is at fault.
+        The same rules apply to both. The class of an instance need not be in the catalog. Nothing is published, and the
+        result keeps no reference to the source. Raises an `EventError` if the event is invalid.
         """
         event = None
         try:
@@ -106,9 +106,9 @@ class Producer:
             raise
 
     async def publish(self, event: Event | Prepared) -> Receipt:
-        """Publish an event made in Python, or what `prepare` has returned.
+        """Publish an instance of an event class, or the result of `prepare`.
 
-        Returns and raises as `ingest`.
+        Returns and raises the same as `ingest`.
         """
         prepared = event if isinstance(event, Prepared) else self.prepare(event)
         message = prepared.message
@@ -137,14 +137,14 @@ class Producer:
         )
 
     def _complete(self, event: Event) -> None:
-        """Give an event that nobody else holds an id, and a timestamp in UTC. What the caller gave is kept."""
+        """Set the event id and the timestamp if the caller has not, and convert the timestamp to UTC, in place."""
         timestamp = self._clock() if event.timestamp is None else event.timestamp
         object.__setattr__(event, "timestamp", timestamp.astimezone(UTC))
         if event.event_id is None:
             object.__setattr__(event, "event_id", self._new_event_id())
 
     def _prepared(self, event: Event, data: bytes) -> Prepared:
-        assert event.event_id is not None  # for the type checker: _complete() gave it both
+        assert event.event_id is not None  # for the type checker: _complete() has set both
         assert event.timestamp is not None
         ordering = self._ordering.get(event.topic)
         message = Message(

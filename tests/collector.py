@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector in this process, over gRPC or HTTP, that keeps what it is sent."""
+"""An OpenTelemetry collector in this process, over gRPC or HTTP, that keeps what it receives."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -32,14 +32,14 @@ PATHS = dict(zip(("/v1/traces", "/v1/metrics"), RPCS.values(), strict=True))
 
 
 class Collector:
-    """Keeps spans and metrics. While `hangs` is set no request is answered."""
+    """Keeps spans and metrics. While `hangs` is set, no request is answered."""
 
     def __init__(self) -> None:
         self.endpoint = ""
         self.resources: list[dict[str, Any]] = []
         self.spans: list[Any] = []
         self.metrics: dict[str, Any] = {}
-        """The newest of each name."""
+        """The latest value of each metric."""
         self.go_on = threading.Event()
         self.go_on.set()
         self.asked = threading.Event()

@@ -1,4 +1,4 @@
-"""What more than one folder of tests needs."""
+"""Fixtures for all tests."""
 
 import json
 import os
@@ -24,13 +24,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
-    """Keep one event loop for all tests: grpc delivers late events to the loop that a call was made in."""
-    yield  # noqa: PT022 (the loop lives as long as a fixture that waits here)
+    """Keep one event loop for all tests: grpc delivers late events to the event loop of the call."""
+    yield  # noqa: PT022 (the event loop runs until this fixture ends)
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Run each test without this machine's settings, and outside the checkout, where a `.env` may lie."""
+    """Run each test without this machine's settings, and outside the checkout, which may contain a `.env`."""
     needs_emulator = request.node.get_closest_marker("emulator")
     if needs_emulator and not os.environ.get("PUBSUB_EMULATOR_HOST"):
         assert "CI" not in os.environ, "there is no emulator at PUBSUB_EMULATOR_HOST"
@@ -46,14 +46,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request:
 
 @pytest.fixture(autouse=True)
 def _lines_are_written() -> Iterator[None]:
-    """Write a test's log lines before the next test, which may look at its own."""
+    """Write the log lines of a test before the next test, which may check its own."""
     yield
     logs.flush()
 
 
 @pytest.fixture
 def order() -> Callable[..., dict[str, Any]]:
-    """Make a sound `order.placed`, with some fields changed; `...` leaves one out."""
+    """Make a valid `order.placed` with some fields changed; `...` omits a field."""
 
     def make(**changes: Any) -> dict[str, Any]:
         fields = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 1}}

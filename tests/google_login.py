@@ -1,4 +1,4 @@
-"""What stands for Google's sign-in: a certificate, a service account's key file, and a token endpoint on loopback."""
+"""Google sign-in on loopback: a certificate, a service account's key file, and a token endpoint."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ def pem(key: rsa.RSAPrivateKey) -> bytes:
 
 
 def certificate_for_localhost() -> tuple[bytes, bytes]:
-    """Return a key and a certificate that it has signed itself, as PEM."""
+    """Return a key and a self-signed certificate, as PEM."""
     key = new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -44,7 +44,7 @@ def certificate_for_localhost() -> tuple[bytes, bytes]:
 
 
 def service_account(key: rsa.RSAPrivateKey) -> str:
-    """Return the text of a key file whose token endpoint nobody serves."""
+    """Return the text of a key file whose token endpoint does not exist."""
     return json.dumps(
         {
             "type": "service_account",
@@ -59,7 +59,7 @@ def service_account(key: rsa.RSAPrivateKey) -> str:
 
 
 class TokenEndpoint:
-    """Gives out token-1, token-2, …, unless it is down; counts how often it was asked."""
+    """Returns token-1, token-2, …, unless it is down, and counts requests."""
 
     def __init__(self, url: str, lifetime: int) -> None:
         self.url = url
@@ -70,7 +70,7 @@ class TokenEndpoint:
 
 @contextmanager
 def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
-    """Serve tokens that live so many seconds."""
+    """Serve tokens with this lifetime in seconds."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -83,7 +83,7 @@ def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
             self.wfile.write(json.dumps({"error": "it is down"} if endpoint.down else body).encode())
 
         def do_GET(self) -> None:
-            """Answer as the metadata server of a machine at Google does."""
+            """Answer like the metadata server of a Google Cloud machine."""
             body: dict[str, object] = {"email": "pulsecart@test", "scopes": [], "aliases": ["default"]}
             if self.path.partition("?")[0].endswith("/token"):
                 endpoint.asked += 1

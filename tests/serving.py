@@ -1,4 +1,4 @@
-"""Runs the service and other commands in processes of their own."""
+"""Runs the service and other commands as processes."""
 
 import os
 import re
@@ -34,7 +34,7 @@ class Served:
 
     @property
     def peak_memory_mb(self) -> float:
-        """The peak resident memory of the process and of its present children."""
+        """The peak resident memory of the process and its current children."""
         statuses = [Path(f"/proc/{pid}/status").read_text() for pid in (self.pid, *self.children())]
         return sum(int(status.partition("VmHWM:")[2].split()[0]) for status in statuses) / 1024
 
@@ -54,19 +54,19 @@ class Served:
         self._process.send_signal(number)
 
     def stop(self) -> int:
-        """Stop it as an orchestrator does, and return its exit status."""
+        """Stop it with SIGTERM, and return its exit status."""
         self.tell_to_stop()
         return self.wait()
 
     def wait(self) -> int:
-        """Wait until it has ended, and return its exit status."""
+        """Wait until the process ends, and return its exit status."""
         status = self._process.wait(STOP_SECONDS)
         self.read_on()
         self._reader.join(STOP_SECONDS)
         return status
 
     def pause_reading(self) -> None:
-        """Stop reading the output, which fills the pipe."""
+        """Stop reading the output, so that the pipe becomes full."""
         self._reads.clear()
 
     def read_on(self) -> None:
@@ -106,7 +106,7 @@ def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Served]:
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command of pulsecart to its end."""
+    """Run a command of pulsecart until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "pulsecart", *arguments],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A Pub/Sub publisher service in this process, over real gRPC, as strict as production where the emulator is not."""
+"""A Pub/Sub publisher service in this process, over real gRPC. It is stricter than the emulator, like production."""
 
 import asyncio
 from collections import deque
@@ -12,16 +12,16 @@ from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishRespo
 
 MAX_REQUEST_BYTES = 10_000_000
 
-# Without the wrappers, which would make the server the slowest part of a benchmark.
+# Without proto-plus wrappers, which would make the server the slowest part of a benchmark.
 _Request = PublishRequest.pb()
 _Response = PublishResponse.pb()
 
 
 class StrictServer:
-    """Records every publish request, in order. `script` holds a reply for each of the next calls.
+    """Records every publish request, in order. `script` has the replies to the next calls.
 
-    A reply is a gRPC status to fail with, message ids to give, an event to wait for before answering,
-    or None to answer at once. Where the script is empty, requests are answered after `latency` seconds.
+    A reply is a gRPC status to fail with, message ids to return, an event to wait for before answering,
+    or None to answer at once. While the script is empty, requests are answered after `latency` seconds.
     """
 
     def __init__(self) -> None:
@@ -29,20 +29,20 @@ class StrictServer:
         self.latency = 0.0
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
-        """Of each publish request, in the same order."""
+        """The metadata of each publish request."""
         self.peers: list[str] = []
-        """The connection of each publish request, likewise."""
+        """The peer address of each publish request."""
         self.confirmed: list[Any] = []
         """The messages that were published, in order."""
         self.script: deque[grpc.StatusCode | asyncio.Event | list[str] | None] = deque()
         self.poison = b"\0"
-        """A request with a message that has these bytes in its data is refused."""
+        """A request is rejected if the data of a message contains these bytes."""
         self.look_up: grpc.StatusCode | asyncio.Event | None = None
         self.in_flight: dict[str, int] = {}
         self.most_in_flight: dict[str, int] = {}
         self.arrived = asyncio.Condition()
         self.host = ""
-        """Where it listens, as host:port."""
+        """The address that it listens on, as host:port."""
         self._published = 0
 
     @property
@@ -50,7 +50,7 @@ class StrictServer:
         return [message for request in self.requests for message in request.messages]
 
     async def received(self, count: int) -> None:
-        """Wait until this many publish requests have come."""
+        """Wait until this many publish requests have arrived."""
         async with asyncio.timeout(10), self.arrived:
             await self.arrived.wait_for(lambda: len(self.requests) >= count)
 
@@ -125,7 +125,7 @@ def _breaks_a_rule(request: Any) -> tuple[grpc.StatusCode, str] | None:
 async def strict_server(
     topics: list[str], *, project: str = "test", port: int = 0, certificate: tuple[bytes, bytes] | None = None
 ) -> AsyncIterator[StrictServer]:
-    """Serve on loopback; with TLS, where a certificate is given as its key and its chain, both PEM."""
+    """Serve on loopback, with TLS if a certificate is given as its key and chain, both PEM."""
     service = StrictServer()
     service.topics = {f"projects/{project}/topics/{topic}" for topic in topics}
     methods = {

@@ -1,4 +1,4 @@
-"""Google's own subscriber on the emulator."""
+"""Google's subscriber client on the emulator."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MAX_BYTES = 20_000_000
 
 
 class Subscriber:
-    """Subscriptions to topics of one project, in order per key."""
+    """Subscriptions to topics of a project, ordered by key."""
 
     def __init__(self, client: SubscriberClient, publisher: PublisherClient, project: str) -> None:
         self._client = client
@@ -40,7 +40,7 @@ class Subscriber:
         self._publisher.create_topic(name=f"projects/{self._project}/topics/{topic}", retry=None, timeout=PULL_SECONDS)
 
     def pull(self, topic: str, count: int) -> list[Message]:
-        """Pull until there are `count` messages, and once more to see that there are no others."""
+        """Pull until there are `count` messages, and once more to check that there are no others."""
         found: list[Message] = []
         end = time.monotonic() + PULL_SECONDS
         while len(found) < count and time.monotonic() < end:
@@ -48,7 +48,7 @@ class Subscriber:
         return found + self._pull_some(topic, seconds=0.5)
 
     def pull_event_ids(self, topic: str, wanted: set[str], name: str = "") -> list[str]:
-        """Pull until all of these were delivered, and then until nothing comes; return ids in order of delivery."""
+        """Pull until all of these are delivered and nothing more arrives. Return ids in order of delivery."""
         found: list[str] = []
         end = time.monotonic() + PULL_SECONDS
         while wanted.difference(found) and time.monotonic() < end:

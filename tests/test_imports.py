@@ -19,7 +19,7 @@ HEAVY = (
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the heavy packages that a new Python has loaded after a statement."""
+    """Return the heavy packages that a new Python process has loaded after a statement."""
     program = f"{statement}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(run.stdout.split())
@@ -34,12 +34,12 @@ def loaded_by(statement: str) -> set[str]:
         "from pulsecart.transports import EmulatorTransport\nEmulatorTransport(project='p', host='h:1')",
     ],
 )
-def test_the_core_and_unopened_transports_load_nothing_heavy(statement):
-    """The core, the memory transport and a transport not yet opened load neither HTTP nor Google."""
+def test_core_and_unopened_transports_load_nothing_heavy(statement):
+    """The core, the memory transport and a transport that is not open load neither HTTP nor Google's packages."""
     assert loaded_by(statement) == set()
 
 
-def test_the_service_on_memory_does_not_load_google():
+def test_service_on_memory_does_not_load_google():
     """A service on the memory transport starts without google and grpc."""
     statement = (
         "from pulsecart.app import create_app\nfrom pulsecart.serve.settings import Settings\n"
@@ -48,13 +48,13 @@ def test_the_service_on_memory_does_not_load_google():
     assert not loaded_by(statement) & {"google", "grpc", "uvicorn", "opentelemetry.sdk"}
 
 
-def test_an_unknown_name_of_telemetry_is_an_attribute_error():
-    """What is imported when it is asked for fails as any missing name does."""
+def test_unknown_name_of_telemetry_is_an_attribute_error():
+    """Lazy imports raise AttributeError for unknown names."""
     with pytest.raises(ImportError, match="EventIdMaker"):
         from pulsecart.telemetry import EventIdMaker  # noqa: F401
 
 
-def test_an_unknown_transport_is_an_attribute_error():
-    """A transport that does not exist fails as any missing name does."""
+def test_unknown_transport_is_an_attribute_error():
+    """Lazy imports of transports raise AttributeError for unknown names."""
     with pytest.raises(ImportError, match="KafkaTransport"):
         from pulsecart.transports import KafkaTransport  # noqa: F401

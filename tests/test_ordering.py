@@ -7,8 +7,8 @@ from pulsecart.events import OrderPlaced, PersonalizedSend
 from pulsecart.transports import MemoryTransport
 
 
-def test_a_user_stays_in_its_shard():
-    """The shard of a user is the same in every process and version: these are fixed for ever."""
+def test_shard_of_a_user_is_stable():
+    """The shard of a user is the same in every process and version: these values must never change."""
     assert [in_shards(8)(f"user-{n}") for n in range(6)] == SHARDS
     assert in_shards(1)("anyone") == "shard-0"
 
@@ -16,16 +16,16 @@ def test_a_user_stays_in_its_shard():
 SHARDS = ["shard-1", "shard-0", "shard-0", "shard-5", "shard-5", "shard-1"]
 
 
-def test_users_are_spread_evenly_over_the_shards():
-    """No shard has much more than its part of many users."""
+def test_users_are_spread_evenly_over_shards():
+    """With many users, no shard has many more than the others."""
     counts = Counter(map(in_shards(8), map(str, range(8_000))))
     assert len(counts) == 8
     assert max(counts.values()) < 1_150
 
 
 @pytest.mark.anyio
-async def test_each_topic_has_its_ordering():
-    """The ordering key is chosen by topic; a topic that is not named is ordered by user."""
+async def test_ordering_is_chosen_by_topic():
+    """The ordering key is chosen by topic; topics without an ordering are ordered by user."""
     transport = MemoryTransport()
     orderings = {OrderPlaced.topic: in_shards(1), "other": by_user}
     producer = Producer(transport, ordering=orderings)

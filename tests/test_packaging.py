@@ -1,4 +1,4 @@
-"""What is installed: the metadata, and the lock file that the checks install from."""
+"""Packaging: the metadata, and the lock file that the checks install from."""
 
 import re
 import tomllib
@@ -35,7 +35,7 @@ def test_lock_names_no_registry():
 
 
 def test_metadata_has_urls_and_extras():
-    """The package's page links to the project, and names what can be installed in addition."""
+    """The metadata has links to the project, and the optional extras."""
     found = metadata("pulsecart")
     assert {line.partition(",")[0] for line in found.get_all("Project-URL")} == {
         "Homepage",

@@ -1,4 +1,4 @@
-"""The whole path: HTTP in, the real emulator, Google's own subscriber out."""
+"""End to end: from an HTTP request through the real emulator to Google's own subscriber."""
 
 import json
 import os
@@ -39,13 +39,13 @@ def pull(served, project) -> Iterator[Callable[[str, int], list[Message]]]:
         yield client.pull
 
 
-def test_what_is_posted_is_pulled(served, pull):
-    """Each event answered 202 is pulled once, with its ids, key and attributes, its numbers byte for byte, in order."""
+def test_posted_events_are_pulled(served, pull):
+    """Each event answered 202 is pulled once, in order, with its ids, key, attributes and exact numbers."""
     numbers = ["89.90", "1E+400", "123456789012345678901234567890", "-0.0", "0.1000"]
     answers: dict[str, list[dict[str, str]]] = defaultdict(list)
 
     def shop(user: str) -> None:
-        """Post as a caller that waits for each answer."""
+        """Post a user's events one after another."""
         with httpx.Client(base_url=served.url, timeout=30) as client:
             for number in range(EVENTS_PER_USER):
                 payload = f'{{"n":{number},"amount":{numbers[number % len(numbers)]}}}'
@@ -81,7 +81,7 @@ def test_what_is_posted_is_pulled(served, pull):
 
 
 def test_every_event_type_reaches_its_topic(served, pull):
-    """Each type of the catalog is published to the topic that its class names."""
+    """Each event type of the catalog is published to the topic of its class."""
     sent = {}
     for cls in load_catalog():
         body = {"event_type": cls.event_type, "user_id": "u", "payload": {}}
@@ -98,7 +98,7 @@ def test_every_event_type_reaches_its_topic(served, pull):
     assert found == sent
 
 
-def test_several_workers_publish(project, tmp_path):
+def test_two_workers_publish(project, tmp_path):
     """Two workers share the port and the broker."""
     with serving("--project", project, "--workers", "2", cwd=tmp_path) as service:
         for _ in range(20):
@@ -107,7 +107,7 @@ def test_several_workers_publish(project, tmp_path):
         assert service.stop() == 0
 
 
-def test_readiness_and_banner_tell_of_the_emulator(served, project):
-    """The service names the emulator and the project, and is ready."""
+def test_readiness_and_banner_show_the_emulator(served, project):
+    """The banner names the emulator and the project, and /readyz answers ready."""
     assert f"the Pub/Sub emulator at {os.environ['PUBSUB_EMULATOR_HOST']}, project {project}" in served.output
     assert httpx.get(f"{served.url}/readyz").json() == {"status": "ready", "broker": "ok", "missing_topics": []}

@@ -60,7 +60,7 @@ def producer(transport):
 
 
 async def test_ingest_publishes_the_whole_event(producer, transport, order_json):
-    """Bytes in, one message out: the topic of the type, the user as key, type and id as attributes."""
+    """A body becomes one message with the topic of its type, the user id as key, and type and id as attributes."""
     receipt = await producer.ingest(order_json())
     (message,) = transport.messages
     assert message.topic == receipt.topic == "pulsecart.commerce-events"
@@ -78,8 +78,8 @@ async def test_ingest_publishes_the_whole_event(producer, transport, order_json)
     assert receipt.trace_id == trace_id_of("evt_new")
 
 
-async def test_publish_takes_an_event_made_in_python(producer, transport):
-    """An event object is enriched and published as a body is."""
+async def test_publish_accepts_an_event_instance(producer, transport):
+    """An instance of an event class is completed and published like a body."""
     event = OrderPlaced(user_id="u1", order_id="o1", payload={"total": Decimal("89.90")})
     receipt = await producer.publish(event)
     assert b'"total":89.90' in transport.messages[0].data
@@ -87,8 +87,8 @@ async def test_publish_takes_an_event_made_in_python(producer, transport):
     assert event.event_id is None  # what the caller holds is not changed
 
 
-async def test_the_callers_id_and_timestamp_are_kept(producer, transport, order_json):
-    """What the caller sent is published, the timestamp as the same moment in UTC."""
+async def test_event_id_and_timestamp_of_the_caller_are_kept(producer, transport, order_json):
+    """The caller's event id and timestamp are published, the timestamp converted to UTC."""
     await producer.ingest(order_json(event_id="mine", timestamp="2026-01-31T14:00:00.5+02:00"))
     zone = timezone(timedelta(hours=-3))
     moment = datetime(2026, 1, 31, 9, tzinfo=zone)
@@ -100,8 +100,8 @@ async def test_the_callers_id_and_timestamp_are_kept(producer, transport, order_
     assert transport.messages[0].attributes["event_id"] == "mine"
 
 
-async def test_without_injection_id_and_time_are_real(transport, order_json):
-    """By default the clock is the system's, and ids have our form."""
+async def test_default_id_and_time(transport, order_json):
+    """By default ids have our form, and timestamps are the current time."""
     before = datetime.now(UTC)
     receipt = await Producer(transport).ingest(order_json())
     published = datetime.fromisoformat(transport.messages[0].json()["timestamp"])
@@ -109,23 +109,23 @@ async def test_without_injection_id_and_time_are_real(transport, order_json):
     assert receipt.event_id == f"evt_{receipt.trace_id}"
 
 
-async def test_nothing_is_published_of_a_bad_body(producer, transport):
-    """A body at fault raises, and leaves no message."""
+async def test_invalid_body_is_not_published(producer, transport):
+    """An invalid body raises an error and publishes nothing."""
     with pytest.raises(MalformedBody):
         await producer.ingest(b"[]")
     assert transport.messages == []
 
 
-async def test_a_catalog_of_ones_own_replaces_the_default(transport, order_json):
-    """The catalog decides which types are taken."""
+async def test_catalog_argument_replaces_the_default(transport, order_json):
+    """Only the event types of the given catalog are accepted."""
     producer = Producer(transport, catalog=Catalog([OrderPlaced]))
     await producer.ingest(order_json())
     with pytest.raises(InvalidEvent):
         await producer.ingest(order_json(order_id=...))
 
 
-async def test_an_undeclared_class_cannot_be_published(producer):
-    """An event without a type of its own is refused, with the remedy; a parent's declaration does not count."""
+async def test_undeclared_class_cannot_be_published(producer):
+    """A class without its own declaration is rejected with the remedy; its parent's declaration does not count."""
 
     @frozen(kw_only=True)
     class Express(OrderPlaced): ...
@@ -134,15 +134,15 @@ async def test_an_undeclared_class_cannot_be_published(producer):
         await producer.publish(Express(user_id="u", payload={}, order_id="o"))
 
 
-async def test_nan_in_an_event_made_in_python_is_refused(producer, transport):
-    """NaN in an event made in Python is an error, not a null."""
+async def test_nan_in_an_event_instance_is_rejected(producer, transport):
+    """NaN in an instance is an error; it is not published as null."""
     with pytest.raises(InvalidEvent, match="/payload/rate"):
         await producer.publish(PersonalizedSend(user_id="u", payload={"rate": float("nan")}))
     assert transport.messages == []
 
 
-async def test_wrong_type_in_an_event_made_in_python_is_refused(transport):
-    """A field of another type than its annotation is refused, as it would be in a body."""
+async def test_wrong_type_in_an_event_instance_is_rejected(transport):
+    """A value of another type than its annotation is rejected, as in a body."""
 
     @event("test.counted", topic="test-topic")
     @frozen(kw_only=True)
@@ -159,7 +159,7 @@ async def test_wrong_type_in_an_event_made_in_python_is_refused(transport):
 
 
 async def test_converters_run_once(transport):
-    """What an attrs converter makes of a value is published, not what it would make of that again."""
+    """The value that an attrs converter returns is published without being converted again."""
 
     @event("test.cents", topic="test-topic")
     @frozen(kw_only=True)
@@ -179,8 +179,8 @@ class Priced(Event):
     note: str = ""
 
 
-async def test_published_event_keeps_its_rules_without_converting_again(transport):
-    """An event made in Python gives the bytes of the same event over HTTP, and its validators and types hold."""
+async def test_instance_is_published_like_a_body(transport):
+    """An instance gives the same bytes as the event over HTTP, and its validators and types apply."""
     producer = Producer(transport, catalog=Catalog([Priced]), clock=lambda: NOON, new_event_id=lambda: "evt_new")
     await producer.ingest(b'{"event_type":"test.priced","user_id":"u","payload":{},"cents":99}')
     made = Priced(user_id="u", payload={}, cents=99)
@@ -233,8 +233,8 @@ SENT = {"user_id": "u", "payload": {}, "parcel": Parcel(item=Item(sku="a"))}
         ({"payload": {"a": {1: "x", "1": "y"}}}, "/payload/a/1", "duplicate"),
     ],
 )
-async def test_value_that_would_be_lost_is_refused(producer, transport, changes, pointer, code):
-    """What the published JSON could not hold is refused with its place."""
+async def test_value_that_json_cannot_represent_is_rejected(producer, transport, changes, pointer, code):
+    """A value that JSON cannot represent is rejected with its pointer."""
     with pytest.raises(InvalidEvent) as caught:
         await producer.publish(Sent(**(SENT | changes)))
     assert [(fault.pointer, fault.code) for fault in caught.value.faults] == [(pointer, code)]
@@ -256,7 +256,7 @@ async def test_value_that_would_be_lost_is_refused(producer, transport, changes,
     ],
 )
 async def test_objects_in_a_free_payload_are_published_completely(producer, transport, payload, written):
-    """Attrs classes, dataclasses and mappings keep all their fields, private ones too, wherever they are."""
+    """Attrs classes, dataclasses and mappings keep all their fields, including private ones, at any depth."""
     await producer.publish(PersonalizedSend(user_id="u", payload=payload))
     assert b'"payload":' + written + b"}" in transport.messages[0].data
 
@@ -281,8 +281,8 @@ async def test_field_outside_init_is_published(transport):
     assert transport.messages[0].data.endswith(b'"sizes":[1,2],"total":3}')
 
 
-async def test_numbers_are_written_as_over_http(producer, transport):
-    """An integer in a float field is published as the float that a body's integer becomes."""
+async def test_numbers_are_encoded_as_over_http(producer, transport):
+    """An integer in a float field is published as a float, like an integer in a body."""
     producer = Producer(transport, catalog=Catalog([Sent]), clock=lambda: NOON, new_event_id=lambda: "evt_new")
     await producer.publish(Sent(**(SENT | {"parcel": Parcel(item=Item(sku="a"), weight=5)})))
     await producer.ingest(
@@ -304,8 +304,8 @@ def infinite(value: float) -> float:
         field(factory=object),
     ],
 )
-async def test_class_that_makes_invalid_json_is_a_defect(transport, declared):
-    """A value that only the class's own code can have made is its fault, not the caller's, and is not published."""
+async def test_class_that_produces_invalid_json_is_a_defect(transport, declared):
+    """An invalid value from the class's own code is not the caller's fault, and is not published."""
 
     @event("test.broken", topic="test-topic")
     @frozen(kw_only=True)
@@ -321,7 +321,7 @@ async def test_class_that_makes_invalid_json_is_a_defect(transport, declared):
 
 
 async def test_typed_payloads_are_published_as_json(transport):
-    """Nested attrs classes are written field by field, private ones too and computed ones not, in their order."""
+    """Nested attrs classes are encoded field by field in order, with private fields and without properties."""
 
     class Status(Enum):
         OPEN = "open"
@@ -362,8 +362,8 @@ async def test_typed_payloads_are_published_as_json(transport):
         assert f'"payload":{payload}'.encode() in message.data
 
 
-async def test_a_message_over_pubsubs_limit_is_refused(producer, transport, order_json):
-    """The finished message, attributes and key included, may have 10,000,000 bytes and not one more."""
+async def test_message_over_the_limit_of_pubsub_is_rejected(producer, transport, order_json):
+    """The finished message, including attributes and key, has at most 10,000,000 bytes."""
     empty = order_json(payload={"x": ""})
     await producer.ingest(empty)
     room = 10_000_000 - transport.messages[0].size
@@ -373,8 +373,8 @@ async def test_a_message_over_pubsubs_limit_is_refused(producer, transport, orde
         await producer.ingest(order_json(payload={"x": "y" * (room + 1)}))
 
 
-async def test_a_failure_tells_what_to_retry_under(order_json):
-    """A PublishError carries the event's id and timestamp, so that a retry is the same event."""
+async def test_publish_error_has_event_id_and_timestamp(order_json):
+    """A PublishError has the event's id and timestamp, so that a retry publishes the same event."""
 
     async def outage(_message: Message) -> None:
         raise BrokerUnavailable("test")
@@ -386,8 +386,8 @@ async def test_a_failure_tells_what_to_retry_under(order_json):
     assert caught.value.retryable
 
 
-async def test_errors_read_well(producer):
-    """The text of an error shows the summary and every fault with its place."""
+async def test_text_of_an_error_has_all_faults(producer):
+    """The text of an error has the summary and every fault with its pointer."""
     with pytest.raises(InvalidEvent) as caught:
         await producer.ingest(json.dumps({"event_type": "order.placed", "user_id": "u", "payload": {}}).encode())
     assert str(caught.value) == ("The body is not a valid 'order.placed' event.\n/order_id: is required, but missing")

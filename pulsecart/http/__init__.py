@@ -1,1 +1,1 @@
-"""HTTP in front of the core: routes, bodies, problems and health."""
+"""The HTTP interface: dispatcher, endpoints, request bodies and problem details."""

@@ -1,4 +1,4 @@
-"""Request bodies: read within a time and a size, and counted with the messages that wait for the broker."""
+"""Request bodies: limits of size and time, and of the bytes that all requests hold together."""
 
 import asyncio
 
@@ -12,11 +12,11 @@ __all__ = ["Bodies"]
 
 
 class Bodies:
-    """Reads bodies, and bounds the bytes that the service holds.
+    """Reads bodies, and limits the bytes that the service holds.
 
-    Half of `limit` is for bodies that are still arriving, so that callers who stall cannot keep others' events from
-    being published. Of each body the first `share` bytes are not counted while it arrives: a small event is always
-    read. The other half is for events that wait for the broker. What is alone may be larger.
+    Half of `limit` is for bodies that are still arriving, so that callers who stall cannot prevent others' events from
+    being published. The first `share` bytes of each body are not counted, so that small events are always read. The
+    other half is for events that wait for the broker. A single body or event may exceed its half.
     """
 
     def __init__(self, *, body_limit: int, limit: int, share: int, seconds: float) -> None:
@@ -28,21 +28,21 @@ class Bodies:
         self._held = 0
 
     def hold(self, size: int) -> None:
-        """Count a message that waits for the broker. Raises `Overloaded`, and counts nothing, where it is too much."""
+        """Count a message that waits for the broker. Raises `Overloaded`, without counting it, over the limit."""
         if self._held and self._held + size > self._limit:
             raise Overloaded(f"{self._held:,} bytes of events wait for the broker; the limit is {self._limit:,}")
         self._held += size
 
     def release(self, size: int) -> None:
-        """Count the message no longer."""
+        """Stop counting a message."""
         self._held -= size
 
     async def read(self, declared: bytes, receive: Receive) -> bytes:
-        """Return a whole body, whose Content-Length is `declared` or empty.
+        """Return the whole body. `declared` is the value of Content-Length, or empty.
 
         Raises `ProblemError` (408, 413), `Overloaded` or Starlette's `ClientDisconnect`.
         """
-        # Twenty digits are more than any limit; with thousands, int() is slow and at last raises.
+        # Twenty digits exceed any limit; for thousands of digits, int() is slow, and finally raises.
         length = int(declared[:20]) if declared.isdigit() else -1
         if length > self._body_limit:
             raise _too_large(self._body_limit)
@@ -62,7 +62,7 @@ class Bodies:
                     if size > self._share:
                         self._arriving += size - self._share - counted
                         counted = size - self._share
-                        # One that has arrived is soon a message, whatever the others hold.
+                        # A complete body is always accepted here: it is about to become a message.
                         if self._arriving > max(counted, self._limit) and more and size != length:
                             raise Overloaded(f"{self._arriving:,} bytes of bodies are arriving")
                     chunks.append(chunk)
@@ -79,7 +79,7 @@ def _too_slow(seconds: float, size: int) -> ProblemError:
             status=408,
             type="request-timeout",
             title="The body arrived too slowly",
-            detail=f"The body was not complete within {seconds:g} seconds; {size:,} bytes of it had arrived.",
+            detail=f"The body was not complete within {seconds:g} seconds; {size:,} bytes had arrived.",
             headers={"Connection": "close"},
         )
     )
@@ -91,7 +91,7 @@ def _too_large(limit: int) -> ProblemError:
             status=413,
             type="body-too-large",
             title="The body is too large",
-            detail=f"The body has more than {limit:,} bytes, which is the limit.",
+            detail=f"The body exceeds the limit of {limit:,} bytes.",
             more={"limit": limit},
         )
     )

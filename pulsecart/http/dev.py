@@ -1,4 +1,4 @@
-"""`/dev/messages`: what the memory transport holds. For development only."""
+"""`/dev/messages`: lists the messages that the memory transport keeps. For development only."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ from pulsecart.ports import Inspectable
 __all__ = ["messages"]
 
 _HOST = re.compile(r"(?:\[(.+)\]|([^:]+))(?::[0-9]*)?")
-"""A Host header: an IPv6 address in brackets, or another address or a name, and perhaps a port."""
+"""A Host header: an IPv6 address in brackets, another address or a name, with an optional port."""
 
 _NOT_LISTED = "is neither loopback nor listed in PULSECART_DEV_HOSTS."
 
@@ -28,9 +28,9 @@ _FILTERS: dict[str, Callable[[PublishedMessage], Any]] = {
 
 
 def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint: GET lists the messages, newest last, and the query may filter them; DELETE forgets them.
+    """Return an endpoint: GET lists the messages, newest last, filtered by the query; DELETE removes all of them.
 
-    It answers only to hosts that may use it; see `Settings.may_use_dev`.
+    Requests from other hosts than `may_use_dev` allows are rejected; see `Settings.may_use_dev`.
     """
 
     async def endpoint(request: Request) -> Response:
@@ -48,8 +48,8 @@ def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Call
             return Problem(
                 status=400,
                 type="bad-request",
-                title="The filter is unknown",
-                detail=f"There is no filter {unknown[0][:100]!r}; there are {', '.join(_FILTERS)}.",
+                title="Unknown filter",
+                detail=f"There is no filter {unknown[0][:100]!r}. The filters are {', '.join(_FILTERS)}.",
             ).response()
         found = [
             {
@@ -68,13 +68,13 @@ def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Call
 
 
 def _forbidden(request: Request, may_use_dev: Callable[[str], bool]) -> str:
-    """Say why a request is forbidden; empty if it is not.
+    """Return why a request is forbidden; empty if it is allowed.
 
-    The peer alone is not enough: a web page in the developer's browser sends its requests from this machine too. They
-    have the page's Origin, or, where the page's host name was made to resolve to this machine, that name as Host.
+    Checking the peer is not enough: requests of any web page in the developer's browser come from this machine too.
+    They have the page's Origin or, if its host name has been made to resolve to this machine, that name as Host.
     """
     peer, server = request.client, request.scope.get("server")
-    # A Unix socket has no peer and no port; a TCP connection that was reset meanwhile has a port, but no peer.
+    # A Unix socket has no peer and no port. A TCP connection that has been reset has a port, but no peer.
     if not may_use_dev(peer.host) if peer else server and server[1] is not None:
         return f"The peer {peer.host if peer else 'of a lost connection'} {_NOT_LISTED}"
     host = ", ".join(request.headers.getlist("host"))

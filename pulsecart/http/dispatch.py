@@ -1,7 +1,7 @@
-"""The one way to an endpoint: a table of the routes that events take, before the router for all others.
+"""The dispatcher: a table of hot routes, by method and path, in front of Starlette's router for all others.
 
-An application made by Starlette alone would route an event through two exception layers and a list of patterns, which
-costs more than to publish it to memory. Middleware, a mount below a prefix and plain use all lead here.
+Starlette alone would route an event through two exception layers and a list of patterns, which takes more time than
+publishing it to memory. Requests take the same path with and without added middleware, and below a mount prefix.
 """
 
 import logging
@@ -18,33 +18,34 @@ __all__ = ["Application", "RequestObservation", "RequestObserver", "path_of"]
 
 
 class RequestObservation(Protocol):
-    """Observes one HTTP request until it is answered."""
+    """Observes an HTTP request until it is answered."""
 
     @property
     def traceresponse(self) -> str:
-        """The trace context of the request, for the answer's header of that name; or empty."""
+        """The value of the response's `traceresponse` header, or empty."""
         ...
 
     def ended(self, status: int) -> None:
-        """Observe the answer."""
+        """Observe the response and its status."""
         ...
 
 
 class RequestObserver(Protocol):
-    """Watches HTTP requests."""
+    """Observes HTTP requests."""
 
     def request(self, scope: Any, route: str, *, traced: bool) -> RequestObservation | None:
-        """Observe a request for a route (empty if there is none for its path), in the task that answers it.
+        """Observe a request. Called in the task that answers it.
 
-        `traced` says whether it is worth a span. Returns None if nobody wants to know.
+        `route` is empty if there is none for the path. `traced` says whether the request may have a span. Returns None
+        if the request is not observed.
         """
         ...
 
 
 class Application(Starlette):
-    """A Starlette application with a table of hot routes, by method and path. Middleware may be added to it as usual.
+    """A Starlette application with a table of hot routes, by method and path. Middleware can be added as usual.
 
-    Endpoints of the table are ASGI applications that answer all their errors themselves.
+    The endpoints in the table are ASGI applications that handle all of their own errors.
     """
 
     def __init__(self, hot: Mapping[tuple[str, str], ASGIApp], observer: RequestObserver, **options: Any) -> None:
@@ -53,7 +54,7 @@ class Application(Starlette):
         self._observer = observer
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Put the dispatcher between added middleware and Starlette's own layers."""
+        """Insert the dispatcher between added middleware and Starlette's own layers."""
         added, self.user_middleware = self.user_middleware, []
         app: ASGIApp = _Dispatcher(self._hot, super().build_middleware_stack(), self.router, self._observer)
         self.user_middleware = added
@@ -63,7 +64,7 @@ class Application(Starlette):
 
 
 def path_of(scope: Scope) -> str:
-    """Return a request's path below the prefix that the application is mounted at."""
+    """Return the path of a request without the prefix that the application is mounted at."""
     path: str = scope["path"]
     root: str = scope["root_path"]
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
@@ -107,5 +108,5 @@ async def _observe(observed: RequestObservation, app: ASGIApp, scope: Scope, rec
     finally:
         try:
             observed.ended(status)
-        except Exception:  # noqa: BLE001 (of a host's span processor, say)
+        except Exception:  # noqa: BLE001 (for example of a custom span processor)
             _log.exception("Telemetry raised an exception")

@@ -1,4 +1,4 @@
-"""Draining: what happens between being told to stop and stopping."""
+"""Draining: what happens between the signal to stop and the end."""
 
 import asyncio
 import signal
@@ -15,12 +15,13 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") i
 
 
 class Drain:
-    """Stops in order.
+    """Stops the service gracefully.
 
-    A server alone closes its listeners first, so that no probe could see it drain. Here, on SIGTERM (and SIGHUP and
-    SIGQUIT, which would otherwise end the process at once), readiness falls at once; events are still accepted for
-    `delay` seconds, while the orchestrator takes the instance out of rotation; then new ones are refused, those in
-    flight are answered, and the server is told to stop. A second signal stops it without delay.
+    A server would close its listeners first, so no probe could see that it is draining. Instead, on SIGTERM (and on
+    SIGHUP and SIGQUIT, which would otherwise end the process immediately), the service stops being ready at once, but
+    accepts events for another `delay` seconds, while the orchestrator takes the instance out of rotation. Then new
+    events are rejected, those in flight are answered, and the server's own handler of SIGTERM is called. A second
+    signal stops the service without delay.
     """
 
     def __init__(self, transport: Transport, delay: float) -> None:
@@ -29,11 +30,11 @@ class Drain:
         self._finishing: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self.begun = False
-        """Whether the service is about to stop."""
+        """Whether draining has begun."""
 
     @asynccontextmanager
     async def on_signals(self) -> AsyncIterator[None]:
-        """Handle the signals before the server's handler of SIGTERM, if it has one, until the end of the block."""
+        """Handle the signals within the block, if the server has a handler of SIGTERM."""
         server_stops = signal.getsignal(signal.SIGTERM)
         if not callable(server_stops) or threading.current_thread() is not threading.main_thread():
             yield
@@ -54,7 +55,7 @@ class Drain:
             self._closing = loop.create_task(self._transport.aclose())
             server_stops(signal.SIGTERM, None)
 
-        # nohup, for one, has a signal ignored, and so it stays.
+        # A signal that is ignored, for example because of nohup, remains ignored.
         before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
         for number in before:
             signal.signal(number, begin)
@@ -64,6 +65,6 @@ class Drain:
             for number, handler in before.items():
                 signal.signal(number, handler)
             if self._finishing is not None:
-                self._finishing.cancel()  # stopped sooner, by a second signal
+                self._finishing.cancel()  # if a second signal has stopped the server earlier
             if self._closing is not None:
                 await self._closing

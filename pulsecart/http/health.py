@@ -1,4 +1,4 @@
-"""Health: is the process alive, and can it publish."""
+"""Health: whether the process is alive, and whether it can publish."""
 
 from collections.abc import Awaitable, Callable
 
@@ -14,16 +14,16 @@ __all__ = ["alive", "ready"]
 
 
 async def alive(_request: Request) -> Response:
-    """Answer that the process serves, whatever the broker does."""
+    """Answer that the process is alive, regardless of the broker."""
     return JSONResponse({"status": "ok"})
 
 
 def ready(missing_topics: Callable[[], Awaitable[list[str]]], drain: Drain) -> Callable[[Request], Awaitable[Response]]:
-    """Return the readiness endpoint: 503 while the broker cannot be reached, and once the service is to stop.
+    """Return the readiness endpoint: 503 while the broker cannot be reached or the service is draining.
 
-    A topic that is missing is named, but is no reason for 503: the other topics can be published to.
-    `?exclude=broker` leaves the broker out, for orchestrators: its outage would otherwise take every
-    instance out of rotation, and callers would get no answer at all.
+    Missing topics are listed, but are not a reason for a 503, since the other topics can be published to.
+    `?exclude=broker` ignores the broker. It is meant for orchestrators: otherwise an outage of the broker would take
+    every instance out of rotation, and callers would get no answer at all.
     """
 
     async def endpoint(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""`POST /events/ingest`: one event a request, answered once the broker has it."""
+"""`POST /events/ingest`: one event per request, answered when the broker has confirmed it."""
 
 from time import perf_counter
 
@@ -20,18 +20,18 @@ __all__ = ["ROUTE", "Ingest"]
 ROUTE = "/events/ingest"
 
 MOST_FAULTS = 10
-"""How many of an event's faults its log line names, by pointer and code."""
+"""Maximum number of faults in a log line, each with its pointer and code."""
 
 _HEADERS = frozenset({b"content-type", b"content-encoding", b"content-length"})
-"""Those that are looked at."""
+"""The headers that are read."""
 
 _Headers = dict[bytes, bytes]
 
 
 class Ingest:
-    """The endpoint, an ASGI application of its own: Starlette's request and its reading cost half as much as the rest.
+    """The endpoint. It logs the outcome of each event.
 
-    How each event ends is logged.
+    It is a plain ASGI application: using Starlette's `Request` would add half of the time that the rest takes.
     """
 
     def __init__(self, producer: Producer, log: EventLog, bodies: Bodies) -> None:
@@ -47,7 +47,7 @@ class Ingest:
             _require_json(headers)
             body = await self._bodies.read(headers.get(b"content-length", b""), receive)
             prepared = self._producer.prepare(body)
-            del body  # while the broker is awaited, only what is sent is kept
+            del body  # free it while waiting for the broker
             self._bodies.hold(prepared.size)
             try:
                 receipt = await self._producer.publish(prepared)
@@ -60,17 +60,17 @@ class Ingest:
             response = problem.response()
             _log_problem(self._log, error, problem, perf_counter() - started)
         except ClientDisconnect:
-            response = Response(status_code=400)  # nobody will read it
+            response = Response(status_code=400)  # not delivered: the client has disconnected
             self._log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
         except Exception as error:  # noqa: BLE001
-            # Were it raised, the server would log it in full for each request.
+            # If it were raised, the server would log a traceback for each request.
             response = DEFECT.response()
             self._log.defect(error, DEFECT.type, perf_counter() - started)
         await response(scope, receive, send)
 
 
 def _headers(scope: Scope) -> _Headers:
-    """Return the headers that are looked at. Lines of one name count together (RFC 9110, section 5.2)."""
+    """Return the headers that are read, with lines of the same name joined (RFC 9110, section 5.2)."""
     headers: _Headers = {}
     for name, value in scope["headers"]:
         if name in _HEADERS:
@@ -89,7 +89,7 @@ def _accepted(receipt: Receipt) -> Response:
 
 
 def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float) -> None:
-    """Log an event that was not published. A refusal for good needs an operator, and is an error."""
+    """Log an event that was not published: as an error if the topic is rejected, which an operator must fix."""
     names = ("event_type", "event_id", "topic", "traceparent", "error_type")
     fields = {name: getattr(error, name, "") for name in names} | {"detail": getattr(error, "log_detail", "")}
     if problem.errors:
@@ -102,21 +102,21 @@ def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: flo
 
 
 def _require_json(headers: _Headers) -> None:
-    # Two lines are more than one media type, or coding.
+    # Header lines of the same name are joined, so that two media types or codings are rejected.
     sent = headers.get(b"content-type", b"").decode("latin-1")
     media_type, _, parameters = sent.lower().partition(";")
     charset = parameters.replace(" ", "").replace('"', "")
     if media_type.strip() != "application/json" or charset not in ("", "charset=utf-8", "charset=us-ascii"):
         raise _unsupported(
-            f"Send the header Content-Type: application/json; this request has {sent[:100]!r}."
+            f"Content-Type must be application/json; this request has {sent[:100]!r}."
             if sent
-            else "Send the header Content-Type: application/json; this request has none.",
+            else "Content-Type must be application/json; this request has none.",
             {"Accept": "application/json"},
         )
     coding = headers.get(b"content-encoding", b"").decode("latin-1").lower()
     if coding not in ("", "identity"):
         raise _unsupported(
-            f"Send the body as it is, without Content-Encoding; this request has {coding[:100]!r}.",
+            f"Send the body without Content-Encoding; this request has {coding[:100]!r}.",
             {"Accept-Encoding": "identity"},
         )
 
@@ -126,7 +126,7 @@ def _unsupported(detail: str, headers: dict[str, str]) -> ProblemError:
         Problem(
             status=415,
             type="unsupported-media-type",
-            title="The body is not sent as JSON",
+            title="The media type or content coding is not supported",
             detail=detail,
             headers=headers,
         )

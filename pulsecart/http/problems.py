@@ -1,6 +1,6 @@
-"""Problem details (RFC 9457): the form of every error that the service answers.
+"""Problem details (RFC 9457): the format of every error response.
 
-A 4xx but 408 is never retryable: the same request fails again. A 5xx always is.
+A 5xx is always retryable. A 4xx is not, since the same request would fail again, except 408 and 429.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,11 @@ MEDIA_TYPE = "application/problem+json"
 
 @frozen(kw_only=True)
 class Problem:
-    """An error's answer."""
+    """The content of an error response."""
 
     status: int
     type: str
-    """A relative URI reference, the same for every occurrence of the problem."""
+    """A relative URI reference that identifies the kind of problem."""
 
     title: str
     detail: str
@@ -49,14 +49,14 @@ class Problem:
     more: Mapping[str, Any] = field(factory=dict)
     headers: Mapping[str, str] = field(factory=dict)
     retryable: bool = field()
-    """Whether the same request can succeed later: an event's error says so itself; of a request the status tells."""
+    """Whether the same request can succeed later. By default this follows from the status."""
 
     @retryable.default
     def _by_status(self) -> bool:
         return self.status >= 500 or self.status in {408, 429}
 
     def response(self) -> Response:
-        """Return the answer."""
+        """Return the response."""
         document = {
             "type": self.type,
             "title": self.title,
@@ -72,7 +72,7 @@ class Problem:
 
 
 class ProblemError(Exception):
-    """Raised where the request, not yet the event, is at fault."""
+    """Raised if a request is rejected before its body is read as an event."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -86,20 +86,20 @@ _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
     EventError: (422, "invalid-event", "The event is invalid"),
     InvalidEvent: (422, "invalid-event", "The event is invalid"),
     MessageTooLarge: (413, "body-too-large", "The event is too large"),
-    MessageRefused: (422, "message-refused", "The broker refuses this message"),
+    MessageRefused: (422, "message-refused", "The broker rejected this message"),
     BrokerUnavailable: (503, "broker-unavailable", "The event was not published"),
-    BrokerRefused: (503, "broker-unavailable", "The broker does not take this topic's events at present"),
-    Overloaded: (503, "overloaded", "Too much is in flight"),
+    BrokerRefused: (503, "broker-unavailable", "The broker rejected the topic of this event"),
+    Overloaded: (503, "overloaded", "The service is overloaded"),
     PublishError: (503, "broker-unavailable", "The event was not published"),
     TransportClosed: (503, "shutting-down", "The service is shutting down"),
 }
 
 
 def problem_of(error: EventError | PublishError | ProblemError) -> Problem:
-    """Say what to answer for an error."""
+    """Return the problem for an error."""
     if isinstance(error, ProblemError):
         return error.problem
-    # Along the error's classes, since a transport or a handler may raise one of its own.
+    # Search its base classes too, since transports may raise their own subclasses.
     status, type_, title = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     more: dict[str, Any] = {}
     headers: dict[str, str] = {}
@@ -125,10 +125,10 @@ def problem_of(error: EventError | PublishError | ProblemError) -> Problem:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer what Starlette's router raises: no such route, or not with this method."""
+    """Answer an exception of Starlette's router: 404 or 405."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
-    scope = request.scope  # request.url is made of the Host header, and fails if that is malformed
+    scope = request.scope  # request.url depends on the Host header, and fails if that is malformed
     return Problem(
         status=error.status_code,
         type=phrase.lower().replace(" ", "-"),
@@ -142,10 +142,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 DEFECT = Problem(
     status=500,
     type="internal-error",
-    title="The service failed",
-    detail="The service failed on this request; the event was not published, as far as it knows.",
+    title="Internal error",
+    detail="The service failed to process this request. An event in it was probably not published.",
 )
-"""A defect of ours."""
+"""The answer for an unexpected exception."""
 
 SHUTTING_DOWN = Problem(
     status=503,
@@ -156,7 +156,7 @@ SHUTTING_DOWN = Problem(
 
 
 async def _on_defect(_request: Request, _error: Exception) -> Response:
-    """Answer for a defect. Starlette raises the error again behind the answer, so the server logs it."""
+    """Answer an unexpected exception. Starlette raises it again after the response, so that the server logs it."""
     return DEFECT.response()
 
 

@@ -1,24 +1,24 @@
-"""One HTTP/1.1 connection: reads requests one at a time, runs the application, and writes its answers.
+"""The uvicorn protocol class: one HTTP/1.1 connection, with limits on everything that a client can make it hold.
 
-uvicorn's own protocol class parses whatever arrives, as many requests ahead as a client sends, keeps chunked trailers
-without a limit and waits forever for a client that does not read. Here everything that a client can make the service
-hold is bounded: a head in bytes and time, a body by what the application has taken, trailers in bytes, requests to the
-one that is being answered, and an answer by the time that the client takes to read it.
+uvicorn's own class parses as many pipelined requests as a client sends, keeps chunked trailers of any size, and waits
+forever for a client that does not read. This class limits the size of a head and the time to receive it, the size of
+trailers, the part of a body that the application has not received yet, and the time that a client takes to read an
+answer. A request is parsed only when the one before it has been answered.
 
-httptools parses heads and chunked bodies. It is given exactly one head, or the bytes of one chunked body, at a time;
-if this module and the parser disagree about where something ends, the connection is closed.
+httptools parses heads and chunked bodies. Each parser gets exactly one head or the bytes of one chunked body; if this
+module and the parser disagree about where it ends, the connection is closed.
 
 This is the one module that depends on uvicorn's interface for protocol classes, the `http=` option. The option is
 documented, the interface is not, so pyproject.toml caps uvicorn's version. uvicorn calls the class for each connection
-with `config`, `server_state`, `app_state` and `_loop`. Used are:
+with `config`, `server_state`, `app_state` and `_loop`. This module uses:
 
-- `Config.loaded_app`: the application, with uvicorn's own middleware, such as for proxy headers, around it;
+- `Config.loaded_app`: the application, wrapped in uvicorn's own middleware, such as for proxy headers;
 - `Config.root_path`: the prefix of all paths, for `scope["root_path"]`;
 - `Config.timeout_keep_alive`: how long a connection may be idle between requests;
-- `ServerState.connections`: when the server stops, it calls `shutdown()` of each and waits until none is left;
+- `ServerState.connections`: when the server stops, it calls `shutdown()` of each, and waits until the set is empty;
 - `ServerState.tasks`: the server waits for these before it stops, and cancels them at the end of its grace period;
 - `ServerState.total_requests`: the server restarts workers after `limit_max_requests` of them;
-- `ServerState.default_headers`: `Date`, which the server renews each second, and the headers that are configured.
+- `ServerState.default_headers`: `Date`, which the server updates every second, and configured headers.
 """
 
 import asyncio
@@ -41,51 +41,51 @@ __all__ = ["ConnectionLimits", "HttpProtocol"]
 
 @frozen(kw_only=True)
 class ConnectionLimits:
-    """What one connection, and all of them, may take."""
+    """Limits of a connection, and of their number."""
 
     max_connections: int = 5_000
-    """With more, the connection that has waited longest without a request is closed, or else the new one is refused."""
+    """Beyond it, the connection that has been idle longest is closed; if none is idle, the new one is rejected."""
 
     head_bytes: int = 65_536
-    """The most bytes of a request's line and headers."""
+    """Maximum bytes of a request line and headers."""
 
     trailer_bytes: int = 8_192
-    """The most bytes after a chunked body's last chunk, and in the line that begins a chunk."""
+    """Maximum bytes of the trailers of a chunked body, and of the line that begins a chunk."""
 
     head_seconds: float = 30
-    """How long a connection may take to send its first head, and any head once it has begun."""
+    """Maximum time until the first head is complete, and from the beginning of any later head to its end."""
 
     write_seconds: float = 30
-    """How long a client may leave an answer unread before the connection is closed."""
+    """Maximum time that a client may leave an answer unread; then the connection is closed."""
 
     linger_seconds: float = 2
-    """How long the rest of a body is read and discarded when the answer came before the body's end."""
+    """How long the rest of a body is read and discarded if the answer is sent before the end of the body."""
 
     linger_bytes: int = 10_485_760
-    """How many bytes of such a rest are read."""
+    """How many bytes of that rest are read."""
 
 
 READ_BYTES = 65_536
-"""The most bytes that one read takes from a socket, and so the most that wait unparsed on a connection."""
+"""Maximum bytes of a read from a socket, and so of unparsed data of a connection."""
 
 BODY_BYTES = 65_536
-"""With more of a body waiting for the application, nothing more is read from the connection."""
+"""When more bytes of a body are waiting for the application, reading from the connection pauses."""
 
 _log = logging.getLogger("pulsecart.http")
 _buffer = bytearray(READ_BYTES)
 
 
 class _Shared:
-    """What the connections of one server share."""
+    """State that the connections of a server share."""
 
     def __init__(self) -> None:
         self.waiting: dict[HttpProtocol, None] = {}
-        """Connections without a request, in the order in which they began to wait."""
+        """Idle connections, in the order in which they became idle."""
         self.unsent: list[HttpProtocol] = []
-        """Connections with an answer to send at the end of this step of the event loop.
+        """Connections with an answer to send at the end of this iteration of the event loop.
 
-        All answers of a step are sent together: each write may wake the client up, and processes that take turns cost
-        both of them more (measured: a third of all that an event costs the service).
+        All answers of an iteration are sent together: each write may wake up the client, and switching between the two
+        processes costs time (measured: a third of what an event costs the service).
         """
 
     def send(self) -> None:
@@ -101,7 +101,7 @@ _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})(?:;[^\r\n]*)?\r\n")
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
-    """A connection; see the module."""
+    """An HTTP/1.1 connection; see the module."""
 
     def __init__(
         self,
@@ -123,25 +123,25 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._unsent = b""
         self._transport: asyncio.Transport
         self._writable: asyncio.Event | None = None
-        """Where the client does not read fast enough: set when it has caught up."""
+        """Exists while the client does not read fast enough; set when it has caught up."""
         self._reading = True
         self._unread = b""
         self._searched = 0
         """How much of `_unread` has been searched for the end of a head."""
         self._at_end = False
-        """Whether the client has said that it sends nothing more."""
+        """Whether the client has closed its sending side."""
         self._exchange: _Exchange | None = None
         self._body: _Sized | _Chunked | None = None
-        """The part of the request's body that has not arrived; None if it is complete."""
+        """Reads the rest of the request's body; None if the body is complete."""
         self._discarded = 0
         self._due: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    # The connection.
+    # Connection state.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a head, unless there are too many connections."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._context = contextvars.copy_context()
         self._scope = {
             "type": "http",
@@ -162,7 +162,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._wait(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
-        """Tell the application, and forget the connection."""
+        """Disconnect the application, and remove the connection."""
         self._server_state.connections.discard(self)
         self._shared.waiting.pop(self, None)
         self._unread = b""
@@ -174,49 +174,49 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._exchange.disconnect()
 
     def shutdown(self) -> None:
-        """Close when the request that is being answered has its answer. The server calls this when it stops."""
+        """Close the connection after the current answer, if any. The server calls this when it stops."""
         if self._exchange is None:
             self.close()
         else:
             self._exchange.keep_alive = False
 
     def pause_writing(self) -> None:
-        """Make the application wait, for a bounded time, since the client does not read."""
+        """Pause the application, for a limited time, since the client does not read."""
         self._writable = asyncio.Event()
         self._expect(self._limits.write_seconds, self._transport.abort)
 
     def resume_writing(self) -> None:
-        """Let the application go on."""
-        assert self._writable is not None  # the transport calls the two in turn
+        """Resume the application."""
+        assert self._writable is not None  # the transport calls the two methods alternately
         self._writable.set()
         self._writable = None
         if self._transport.is_closing():
-            return  # the time to read the last answer goes on
+            return  # keep the time limit for reading the last answer
         if self._exchange is None:
             self._wait(self._keep_alive_seconds)
         else:
             self._due = None
 
     async def drained(self) -> None:
-        """Wait until the client has read enough, or the connection is lost."""
+        """Wait until the client has read enough or the connection is lost."""
         if self._writable is not None:
             await self._writable.wait()
 
     def write(self, data: bytes) -> None:
-        """Write a part of an answer, at the end of this step of the event loop."""
+        """Write a part of an answer at the end of this iteration of the event loop."""
         if not self._shared.unsent:
             self._loop.call_soon(self._shared.send)
         self._shared.unsent.append(self)
         self._unsent += data
 
     def flush(self) -> None:
-        """Send what was written."""
+        """Send the data that has been written."""
         unsent, self._unsent = self._unsent, b""
         if unsent and not self._transport.is_closing():
             self._transport.write(unsent)
 
     def close(self) -> None:
-        """Close when what was written has been read, or after a while if it is not."""
+        """Close the connection when all data has been sent, or after `write_seconds`."""
         self.flush()
         self._shared.waiting.pop(self, None)
         self._unread = b""
@@ -229,7 +229,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def want_more(self) -> None:
-        """Read on, unless something is unread: that is the next request, which has to wait."""
+        """Continue reading, unless there is unparsed data: that is the next request, which has to wait."""
         if not self._unread:
             self._resume_reading()
 
@@ -238,10 +238,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._reading = True
             self._transport.resume_reading()
 
-    # Time. One timer serves a connection: to set one for each request would cost more than the requests' heads.
+    # Timeouts. A connection has one timer: setting one for each request would take longer than parsing its head.
 
     def _expect(self, seconds: float, or_else: Callable[[], None]) -> None:
-        """Call `or_else` after some seconds, unless it is called again or `_due` is cleared before."""
+        """Call `or_else` after some seconds, unless `_due` is cleared or this method is called again before."""
         self._due = due = self._loop.time() + seconds
         self._or_else = or_else
         if self._timer is None or self._timer.when() > due:
@@ -259,27 +259,27 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._or_else()
 
     def _wait(self, seconds: float) -> None:
-        """Wait for a request."""
+        """Wait for a request, for a limited time."""
         self._shared.waiting[self] = None
         self._expect(seconds, self.close)
 
-    # What the client sends.
+    # Requests.
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 (asyncio's signature)
-        """Return the buffer for the next read, which all connections share: it is emptied before the next."""
+        """Return the buffer that all connections share: it is emptied after each read."""
         return _buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what has been read."""
+        """Process the bytes in the buffer."""
         self.data_received(bytes(memoryview(_buffer)[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client has sent."""
+        """Process bytes from the client."""
         self._unread = self._unread + data if self._unread else data
         self._advance()
 
     def eof_received(self) -> bool:
-        """Answer what was sent, although nothing more comes (the client may have closed only its half)."""
+        """Answer what has been sent: the client may have closed only its sending side."""
         self._at_end = True
         if self._exchange is not None:
             self._exchange.end_of_input()
@@ -287,7 +287,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return not self._transport.is_closing()
 
     def _advance(self) -> None:
-        """Parse what has been read, as far as the requests before it are answered."""
+        """Parse unread data, until a request has to be answered first."""
         while self._unread and not self._transport.is_closing():
             if self._body is not None:
                 self._read_body(self._body)
@@ -298,7 +298,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._resume_reading()
                 break
         if self._at_end and (self._body is not None or self._exchange is None):
-            self.close()  # the rest will not come
+            self.close()  # the rest cannot arrive
 
     def _read_head(self) -> bool:
         """Start a request. Return whether its head was complete."""
@@ -312,7 +312,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._refuse(_head_too_large(self._limits.head_bytes))
             return False
         if end < 4:
-            if not data[:1].isalpha():  # such as TLS, where the end of a head would never come
+            if not data[:1].isalpha():  # for example TLS, which would never contain the end of a head
                 self._refuse(_MALFORMED)
             elif not self._searched:
                 self._expect(self._limits.head_seconds, self._head_is_late)
@@ -350,7 +350,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         task.add_done_callback(exchange.stop)
 
     def _read_body(self, body: "_Sized | _Chunked") -> None:
-        """Give the application its part of what has been read."""
+        """Pass data of the body to the application."""
         data = self._unread
         try:
             end = body.read(data)
@@ -377,17 +377,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if exchange is not None and exchange.take(part) > BODY_BYTES:
             self._pause_reading()
 
-    # What the client is answered.
+    # Answers.
 
     def ended(self, *, keep_alive: bool) -> None:
-        """Go on after an answer: with the next request, or to the end of the connection."""
+        """Continue after an answer with the next request, or close the connection."""
         self._exchange = None
         self._server_state.total_requests += 1
         if self._transport.is_closing():
             return
         if self._body is not None and not self._at_end:
-            # The client may read its answer only when it has sent all. To close now would reset the connection, and
-            # could destroy the answer with it.
+            # The client may not read the answer until it has sent the whole body. Closing now would reset the
+            # connection, and the answer could be lost.
             self._discarded = 0
             self._expect(self._limits.linger_seconds, self.close)
             self._resume_reading()
@@ -396,19 +396,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             self._wait(self._keep_alive_seconds)
             if self._unread:
-                # In the connection's context: this runs in that of the request before.
+                # In the connection's context: this code runs in the context of the previous request.
                 self._loop.call_soon(self._advance, context=self._context)
             else:
                 self._resume_reading()
 
     def _head_is_late(self) -> None:
-        detail = f"The request's line and headers were not complete within {self._limits.head_seconds:g} seconds."
+        detail = f"The request line and headers were not complete within {self._limits.head_seconds:g} seconds."
         self._refuse(
-            Problem(status=408, type="request-timeout", title="The request's head arrived too slowly", detail=detail)
+            Problem(status=408, type="request-timeout", title="The request head arrived too slowly", detail=detail)
         )
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer a request that goes no further, and close the connection."""
+        """Reject a request with a problem, and close the connection."""
         exchange, self._exchange, self._body = self._exchange, None, None
         if exchange is not None:
             exchange.disconnect()
@@ -418,7 +418,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
 
 class _Head:
-    """A request's line and headers, as httptools reads them."""
+    """A request line and headers, parsed by httptools."""
 
     def __init__(self) -> None:
         self._url = b""
@@ -430,19 +430,19 @@ class _Head:
         self.expects_continue = False
 
     def parse(self, head: bytes) -> bool:
-        """Return whether this is exactly one valid head."""
+        """Parse data. Return whether it is exactly one valid head."""
         self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
-            # A server may ignore an offer to upgrade (RFC 9110, section 7.8). Some clients offer HTTP/2 with every
-            # plain request. CONNECT asks for a tunnel, which is not supported.
+            # A server may ignore Upgrade (RFC 9110, section 7.8). Some clients offer HTTP/2 in every plain request.
+            # CONNECT is not supported.
             if self._method == b"CONNECT":
                 return False
         except httptools.HttpParserError:
             return False
         finally:
-            del self._parser  # each holds the other, which is garbage that only the collector would find
+            del self._parser  # a reference cycle, which only the garbage collector would free
         if not self._complete or self._version not in {"1.1", "1.0"}:
             return False
         try:
@@ -452,7 +452,7 @@ class _Head:
         return True
 
     def scope(self) -> dict[str, Any]:
-        """Return the request's own part of the ASGI scope."""
+        """Return the items of the ASGI scope that depend on the request."""
         path, raw_path, query = self._target
         return {
             "http_version": self._version,
@@ -464,7 +464,7 @@ class _Head:
         }
 
     def body(self, trailer_bytes: int, take: Callable[[bytes], None]) -> "_Sized | _Chunked | None":
-        """Return what reads the request's body and calls `take` with its parts; None where there is none."""
+        """Return a reader that calls `take` with the parts of the body, or None if there is no body."""
         if self._chunked:
             return _Chunked(trailer_bytes, take)
         return _Sized(self._length, take) if self._length else None
@@ -476,22 +476,22 @@ class _Head:
         name = name.lower()
         self._headers.append((name, value))
         if name == b"content-length":
-            self._length = int(value)  # digits below 2**64: the parser has refused all else, and a second one
+            self._length = int(value)  # below 2**64: the parser rejects other values and repeated headers
         elif name == b"transfer-encoding":
-            self._chunked = True  # the parser has refused another last coding than chunked
+            self._chunked = True  # the parser rejects other final codings
         elif name == b"expect":
             self.expects_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
         self._complete = True
-        # The parser knows these only now: with the end of a message it forgets.
+        # The parser has these values only until the end of the message.
         self._method = self._parser.get_method()
         self._version = self._parser.get_http_version()
         self.keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
 
 
 class _Sized:
-    """A body of declared length."""
+    """Reads a body with a Content-Length."""
 
     def __init__(self, length: int, take: Callable[[bytes], None]) -> None:
         self._left = length
@@ -499,7 +499,7 @@ class _Sized:
         self.complete = False
 
     def read(self, data: bytes) -> int:
-        """Take what is the body's, and return where that ends."""
+        """Read the part of `data` that belongs to the body, and return where it ends."""
         part = data[: self._left]
         self._left -= len(part)
         self.complete = not self._left
@@ -508,17 +508,17 @@ class _Sized:
 
 
 class _Chunked:
-    """A chunked body (RFC 9112, section 7.1), without its extensions and trailers.
+    """Reads a chunked body (RFC 9112, section 7.1), and discards its extensions and trailers.
 
-    httptools decodes it. It would go on with the next request, so the body's end is found before it is given the data.
+    httptools decodes it. Since it would continue with the next request, the end of the body is searched first.
     """
 
     def __init__(self, trailer_bytes: int, take: Callable[[bytes], None]) -> None:
         self._trailer_bytes = trailer_bytes
         self._line = b""
-        """The beginning of a line that is not complete."""
+        """The beginning of an incomplete line."""
         self._data_left = 0
-        """How much is still to come of a chunk's data and the line end behind it."""
+        """How many bytes of a chunk's data and the line end after it have not arrived."""
         self._in_trailers = False
         self._trailers = 0
         self._at_end = False
@@ -531,16 +531,16 @@ class _Chunked:
         self.complete = True
 
     def read(self, data: bytes) -> int | None:
-        """Take what is the body's, and return where that ends; None where the trailers or a line are too long.
+        """Read the part of `data` that belongs to the body, and return where it ends.
 
-        Raises `httptools.HttpParserError`.
+        Returns None if the trailers or a line exceed their limit. Raises `httptools.HttpParserError`.
         """
         end = self._find_end(data)
         if end is not None:
             self._parser.feed_data(data if end == len(data) else data[:end])
-            assert self.complete == self._at_end, "the parser ends the body elsewhere: the connection must not go on"
+            assert self.complete == self._at_end, "the parser found another end of the body"
             if self.complete:
-                del self._parser, self.on_body  # which hold each other
+                del self._parser, self.on_body  # a reference cycle
         return end
 
     def _find_end(self, data: bytes) -> int | None:
@@ -570,11 +570,11 @@ class _Chunked:
             self._in_trailers = not chunk
             self._data_left = chunk + 2 if chunk else 0
         else:
-            raise httptools.HttpParserError("a chunk's size is malformed")
+            raise httptools.HttpParserError("a chunk size is malformed")
 
 
 class _Exchange:
-    """A request and its answer, as ASGI has them."""
+    """A request and its answer: the ASGI connection of the application."""
 
     __slots__ = (
         "_arrived",
@@ -596,7 +596,7 @@ class _Exchange:
         "started",
     )
 
-    def __init__(  # noqa: PLR0913 (what the head and the server say)
+    def __init__(  # noqa: PLR0913 (values from the head and the server)
         self,
         protocol: HttpProtocol,
         scope: dict[str, Any],
@@ -615,9 +615,9 @@ class _Exchange:
         self._size = 0
         self._more_body = more_body
         self._delivered = False
-        """Whether the application has the whole body."""
+        """Whether the application has received the whole body."""
         self._at_end = False
-        """Whether the client sends nothing more. It may still read."""
+        """Whether the client has closed its sending side. It may still read."""
         self._arrived: asyncio.Event | None = None
         self._disconnected = False
         self.started = self.complete = False
@@ -628,7 +628,7 @@ class _Exchange:
     # Called by the connection.
 
     def take(self, part: bytes) -> int:
-        """Keep a part of the body for the application. Return how many bytes wait for it."""
+        """Add a part of the body. Return how many bytes are waiting for the application."""
         self._parts.append(part)
         self._size += len(part)
         self._notify()
@@ -640,7 +640,7 @@ class _Exchange:
         self._notify()
 
     def end_of_input(self) -> None:
-        """Note that the client sends nothing more. It may still read its answer."""
+        """Note that the client has closed its sending side. It may still read its answer."""
         self._at_end = True
         self._notify()
 
@@ -656,18 +656,18 @@ class _Exchange:
     # Called by the application.
 
     async def run(self, app: Any) -> None:
-        """Run the application, and answer in its place if it fails."""
+        """Run the application. If it fails, answer with a problem."""
         try:
             await app(self.scope, self.receive, self.send)
             if not self.complete and not self._disconnected:
-                _log.error("The application ended without a complete answer")
+                _log.error("The application returned without a complete response")
                 self._fail(DEFECT)
         except Exception:  # noqa: BLE001 (whatever the application raises)
             _log.exception("The application raised an exception")
             self._fail(DEFECT)
 
     def stop(self, _task: "asyncio.Task[None]") -> None:
-        """Answer a request whose task was cancelled, perhaps before it began: only a server that stops does that."""
+        """Answer a request whose task was cancelled, possibly before it ran. Only a server that stops does that."""
         self._fail(SHUTTING_DOWN)
 
     def _fail(self, problem: Problem) -> None:
@@ -677,11 +677,11 @@ class _Exchange:
         if not self.started:
             self.started = True
             self._protocol.write(answer(problem, self._default_headers))
-        # If the answer has begun, its missing end shows the client that it is incomplete.
+        # If the answer has begun, the client detects that it is incomplete by its missing end.
         self._protocol.ended(keep_alive=False)
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next part of the body, or a disconnect."""
+        """Return the next part of the body, or `http.disconnect`."""
         if self._expects_continue:
             self._expects_continue = False
             if self._more_body and not self._parts and not self.started:
@@ -702,7 +702,7 @@ class _Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Write a part of the answer. The head waits for the body's first part, to go out with it."""
+        """Write a part of the answer. The head is sent together with the first part of the body."""
         await self._protocol.drained()
         if self._disconnected:
             return
@@ -712,9 +712,9 @@ class _Exchange:
         elif kind == "http.response.body" and self.started and not self.complete:
             self._write(message.get("body", b""), more=message.get("more_body", False))
         else:
-            raise RuntimeError(f"the application sent {kind!r} where HTTP has no place for it")
+            raise RuntimeError(f"unexpected ASGI message {kind!r}")
 
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:  # noqa: C901 (one list of headers)
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:  # noqa: C901 (one loop over the headers)
         sized = False
         lines = []
         for mixed_case, value in (*self._default_headers, *headers):
@@ -725,7 +725,7 @@ class _Exchange:
                 self.keep_alive = False
                 continue
             elif name == b"transfer-encoding":
-                continue  # this class chooses it
+                continue  # set below if needed
             lines.append(b"%b: %b\r\n" % (name, value))
         if self._more_body:
             self.keep_alive = False  # the rest of the body will not be read
@@ -738,11 +738,11 @@ class _Exchange:
             lines.append(b"transfer-encoding: chunked\r\n")
         self._head = b"".join((_status_line(status), *lines, b"\r\n"))
         if self._head.count(b"\n") != len(lines) + 2 or self._head.count(b"\r") != len(lines) + 2:
-            raise RuntimeError("a header of the answer has a line break in it")
+            raise RuntimeError("a header of the response contains a line break")
         self.started = True
         if self._chunked:
             self._flush(b"")
-            self._protocol.flush()  # the first part of a stream may take long
+            self._protocol.flush()  # the first part of a stream may take a while
 
     def _write(self, body: bytes, *, more: bool) -> None:
         if self.scope["method"] == "HEAD":
@@ -752,10 +752,10 @@ class _Exchange:
         else:
             self._length -= len(body)
             if self._length < 0 or (self._length and not more):
-                raise RuntimeError("the answer has another length than its Content-Length says")
+                raise RuntimeError("the length of the response differs from its Content-Length")
         self._flush(body)
         if more:
-            self._protocol.flush()  # so that a stream waits for a client that does not read
+            self._protocol.flush()  # so that pause_writing() is called if the client does not read
         else:
             self.complete = True
             self._notify()
@@ -768,7 +768,7 @@ class _Exchange:
 
 
 def answer(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return a whole answer, after which the connection is closed."""
+    """Return a complete answer, after which the connection is closed."""
     response = problem.response()
     headers = [*default_headers, *response.raw_headers, (b"connection", b"close")]
     lines = [b"%b: %b\r\n" % header for header in headers if header != (b"connection", b"close")]
@@ -780,7 +780,7 @@ def _status_line(status: int) -> bytes:
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int | None] | None:
-    """Return one end of a connection, as ASGI has it."""
+    """Return the address of one end of a connection, in the form that ASGI uses."""
     found = transport.get_extra_info(name)
     if isinstance(found, tuple):
         return str(found[0]), int(found[1])
@@ -788,7 +788,7 @@ def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int | No
 
 
 def _target(url: bytes) -> tuple[str, bytes, bytes]:
-    """Return a request target's path, raw path and query. Raises an `HttpParserError` or a `UnicodeDecodeError`."""
+    """Return the path, raw path and query of a request target. Raises `HttpParserError` or `UnicodeDecodeError`."""
     if not url.startswith(b"/") or b"#" in url:
         parsed = httptools.parse_url(url)
         raw_path, query = parsed.path or b"/", parsed.query or b""
@@ -808,7 +808,7 @@ _TOO_MANY_CONNECTIONS = Problem(
     status=503,
     type="overloaded",
     title="Too many connections",
-    detail="The service has as many connections as it accepts, and a request on each.",
+    detail="The service has reached its maximum number of connections, and none is idle.",
     headers={"Retry-After": "1"},
 )
 
@@ -817,8 +817,8 @@ def _head_too_large(limit: int) -> Problem:
     return Problem(
         status=431,
         type="head-too-large",
-        title="The request's head is too large",
-        detail=f"The request's line and headers have more than {limit:,} bytes, which is the limit.",
+        title="The request head is too large",
+        detail=f"The request line and headers exceed the limit of {limit:,} bytes.",
     )
 
 
@@ -826,6 +826,6 @@ def _trailers_too_large(limit: int) -> Problem:
     return Problem(
         status=431,
         type="head-too-large",
-        title="The request's trailers are too large",
-        detail=f"The trailers or a chunk's extensions have more than {limit:,} bytes, which is the limit.",
+        title="The request trailers are too large",
+        detail=f"The trailers or the extensions of a chunk exceed the limit of {limit:,} bytes.",
     )

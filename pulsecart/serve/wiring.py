@@ -1,4 +1,4 @@
-"""The service as an ASGI application: wires settings, transport, core and HTTP."""
+"""Creates the ASGI application from settings: transport, producer, telemetry and HTTP routes."""
 
 import asyncio
 import logging
@@ -32,11 +32,10 @@ _log = logging.getLogger("pulsecart")
 
 
 def create_app(settings: Settings | None = None, *, transport: Transport | None = None) -> Starlette:
-    """Make the application, for any ASGI server: `uvicorn --factory pulsecart.app:create_app`.
+    """Create the application, for any ASGI server: `uvicorn --factory pulsecart.app:create_app`.
 
-    Settings are read from the environment where none are given. A transport may be given in place
-    of the one the settings name; it is opened and closed with the application.
-    Raises `SettingsError` or `DefinitionError`.
+    By default settings are read from the environment. A `transport` replaces the one in the settings; it
+    is opened and closed with the application. Raises `SettingsError` or `DefinitionError`.
     """
     settings, catalog = _load(settings)
     personal_data = settings.personal_data == "true"
@@ -63,7 +62,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
                     await admin.create_topics(missing)
                     missing = []
             except BrokerUnavailable as error:
-                # No reason not to start: it may come, callers get a 503 until then, and /readyz tells.
+                # Start anyway: until the broker is available, callers get a 503, and /readyz reports it.
                 _log.warning("The broker is not available yet: %s", error.log_detail)
             else:
                 for topic in missing:
@@ -94,7 +93,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     app = Application(
         {("POST", ROUTE): endpoint}, telemetry, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
     )
-    app.router.redirect_slashes = False  # a redirected POST is a body sent twice; a 404 says where to send it
+    app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
 
 
@@ -104,14 +103,14 @@ def _load(settings: Settings | None) -> tuple[Settings, Catalog]:
         catalog = load_catalog(settings.events)
         settings.require_topics(catalog.topics)
     except SettingsError as error:
-        # A server that calls this factory shows a traceback, in which they are hard to find.
-        _log.error("the settings do not work: %s", "; ".join(error.problems))
+        # The servers that call this factory print a traceback, in which the problems are hard to find.
+        _log.error("Invalid settings: %s", "; ".join(error.problems))
         raise
     return settings, catalog
 
 
 def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, TopicAdmin | None]:
-    """Return the transport that the settings name, and what creates its topics, if they are to be created."""
+    """Return the transport of the settings, and its `TopicAdmin` if missing topics should be created."""
     match settings.transport:
         case "memory":
             return MemoryTransport(), None

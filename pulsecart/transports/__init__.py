@@ -1,7 +1,7 @@
-"""Transports: the in-memory fake, the Pub/Sub emulator, and real Pub/Sub.
+"""Transports: memory, the Pub/Sub emulator, and Google Cloud Pub/Sub.
 
-Each is imported when it is first asked for, and google's packages only when one is opened, so that
-tests that need only the memory transport start fast.
+Each is imported on first access, and Google's packages only when a transport is opened, so that tests
+that use only the memory transport start fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The Pub/Sub emulator: a real broker on this machine, without credentials."""
+"""The Pub/Sub emulator: a local broker that needs no credentials."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -18,8 +18,7 @@ _DEFAULT = Limits()
 class EmulatorTransport(RemoteTransport):
     """Publishes to a Pub/Sub emulator at `host`, such as `127.0.0.1:8085`.
 
-    An emulator loses its topics when it is restarted. With `creates_topics`, publishing to a topic that does not exist
-    creates it.
+    An emulator loses its topics when it restarts. With `creates_topics`, publishing creates a missing topic.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class EmulatorTransport(RemoteTransport):
         self._observer = observer
 
     async def create_topics(self, topics: Iterable[str]) -> None:
-        """Create topics. One that is there already is left as it is. Raises `BrokerUnavailable`."""
+        """Create topics; existing ones are not changed. Raises `BrokerUnavailable`."""
         await self._open().create_topics(topics)
 
     async def _connect(self) -> "Publisher":

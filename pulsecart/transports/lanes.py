@@ -1,7 +1,8 @@
-"""Batches per key: one request in flight per topic and ordering key; what arrives meanwhile forms the next.
+"""Lanes: a queue for each topic and ordering key, with one request in flight at a time.
 
-Bursts share requests at no cost in latency, and nothing overtakes. A lane exists only while something
-waits or is in flight in it, so memory does not grow with the number of keys that pass through.
+Messages that arrive during a request form the next one, so bursts share requests without added latency, and
+order is kept. A lane exists only while it has messages waiting or in flight, so memory does not grow with the
+number of keys that have been used.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ __all__ = ["Failure", "Lanes", "Send"]
 
 @frozen
 class Failure:
-    """Why a request was not confirmed: `MessageRefused` if one of its messages is at fault, or another kind."""
+    """Why a request was not confirmed. `kind` is `MessageRefused` if the broker rejects one of its messages."""
 
     kind: type[PublishError]
     detail: str
@@ -30,28 +31,28 @@ class Failure:
     error_type: str = ""
 
     def error(self, message: Message) -> PublishError:
-        """Return the error of one message of the request."""
+        """Return the error for a message of the request."""
         return self.kind(self.detail, self.log_detail, message=message, error_type=self.error_type)
 
 
 Send = Callable[[str, str, Sequence[Message], Sequence[Any], float], Awaitable[Sequence[str] | Failure]]
-"""Sends messages of one topic and ordering key in one request, by a deadline in the loop's time.
+"""Sends messages of one topic and ordering key in one request, by a deadline in the time of the event loop.
 
-The fourth argument is what `Observer.current` returned for those messages that are observed. Returns the message ids,
-one for each message, or why there are none.
+The fourth argument has the results of `Observer.current` for the messages that are observed. Returns the message ids,
+one for each message, or a `Failure`.
 """
 
 UNORDERED_REQUESTS = 16
-"""How many requests of one topic may be in flight where no ordering key asks for one at a time."""
+"""Maximum number of requests in flight for messages of one topic that have no ordering key."""
 
 
 _DEFAULT = Batching()
-_ENDED = Failure(BrokerUnavailable, "the transport ended before the broker confirmed")
+_ENDED = Failure(BrokerUnavailable, "the transport was stopped before the broker confirmed")
 
 
 @define(eq=False)
 class _Entry:
-    """A message whose caller waits for the broker's confirmation."""
+    """A message whose caller is waiting for the broker's confirmation."""
 
     message: Message
     size: int
@@ -78,11 +79,11 @@ class _Lane:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more would fit into the next request."""
+        """Whether the waiting messages fill the next request."""
         return len(self.waiting) >= self.batching.max_messages or self.waiting_bytes >= self.batching.max_bytes
 
     async def linger(self) -> None:
-        """Wait for more to come, as long as the batching allows for the first that waits."""
+        """Wait for more messages, until `max_latency` has passed for the oldest or a request is full."""
         if not self.batching.max_latency or self.is_full:
             return
         self.full.clear()
@@ -93,7 +94,7 @@ class _Lane:
             pass
 
     def take(self) -> list[_Entry]:
-        """Take the next request's messages. One that alone is over `max_bytes` goes alone."""
+        """Remove and return the messages of the next request. One larger than `max_bytes` is sent alone."""
         batch: list[_Entry] = []
         size = 0
         while self.waiting and len(batch) < self.batching.max_messages:
@@ -113,7 +114,7 @@ class _Lane:
 
 
 class Lanes:
-    """Publishes messages through `send`, in order per topic and ordering key, within limits."""
+    """Publishes messages with `send`, in order for each topic and ordering key, within limits."""
 
     def __init__(self, send: Send, limits: Limits, *, copies: int = 1, observer: Observer = UNOBSERVED) -> None:
         self._send = send
@@ -129,7 +130,7 @@ class Lanes:
         observer.watch(self)
 
     def load(self) -> Load:
-        """Say what is held; from any thread."""
+        """Return what is currently held. Can be called from any thread."""
         entries, lanes = list(self._outstanding), list(self._lanes.values())
         return Load(
             messages=len(entries),
@@ -140,20 +141,20 @@ class Lanes:
 
     @property
     def oldest(self) -> float | None:
-        """When the message that is outstanding longest was admitted, in the loop's time."""
+        """When the oldest outstanding message was admitted, in the time of the event loop; None if there is none."""
         return next(iter(self._outstanding)).admitted if self._outstanding else None
 
     def publish(self, message: Message) -> "asyncio.Future[str]":
-        """Admit one message. The future has its message id once the broker has it, or a `PublishError`.
+        """Admit a message. The future returned yields its message id, or raises a `PublishError`.
 
-        Raises `TransportClosed` or `Overloaded`. It is no coroutine: each costs every message time.
+        Raises `TransportClosed` or `Overloaded`. It is not a coroutine, which would cost time for each message.
         """
         if self._closed:
             raise TransportClosed("the transport is closed", message=message)
         size = message.size
         limits = self._limits
         count, held = len(self._outstanding), (self._bytes + size) * self._copies
-        # A message that is alone is published in any case, or it never could be.
+        # A single message may exceed the limit of bytes: otherwise it could never be published.
         if count >= limits.max_messages or (held > limits.max_bytes and count):
             raise Overloaded(
                 f"{count:,} messages of {self._bytes:,} bytes are in flight; "
@@ -174,10 +175,10 @@ class Lanes:
         return entry.confirmed
 
     async def drain(self, seconds: float) -> None:
-        """Refuse further messages, and let those in flight end. After `seconds`, fail what is left."""
+        """Reject further messages and wait for those outstanding. After `seconds`, fail the rest."""
         self._closed = True
         for lane in self._lanes.values():
-            lane.full.set()  # no more will come that would be worth waiting for
+            lane.full.set()  # stop waiting for a full batch: no more messages will arrive
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
@@ -186,7 +187,7 @@ class Lanes:
 
     def _start(self, lane: _Lane) -> None:
         lane.requests += 1
-        # A context of its own: a span or a log field of the caller that happens to be first is not the others'.
+        # In an empty context: the first caller's span and log fields do not apply to the messages of others.
         task = asyncio.create_task(self._serve(lane), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -194,7 +195,9 @@ class Lanes:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            asyncio.get_running_loop().call_exception_handler({"message": "a defect in publishing", "exception": error})
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "unexpected exception while publishing", "exception": error}
+            )
 
     async def _serve(self, lane: _Lane) -> None:
         try:
@@ -207,11 +210,11 @@ class Lanes:
         finally:
             lane.requests -= 1
             if not lane.requests:
-                self._fail(lane.take_all(), _ENDED)  # nothing, unless this task was ended
+                self._fail(lane.take_all(), _ENDED)  # empty, unless this task was cancelled
                 del self._lanes[lane.topic, lane.key]
 
     async def _deliver(self, lane: _Lane, batch: list[_Entry]) -> None:
-        """Send a batch. A message at fault is found by halving, and its neighbours are sent in order."""
+        """Send a batch. If a message is rejected, find it by halving the batch, and send the others in order."""
         parts = [batch]
         try:
             while parts:
@@ -223,7 +226,7 @@ class Lanes:
                         continue
                     self._fail(part, failure)
                     if failure.kind is not MessageRefused:
-                        # To send what comes behind would be to overtake what has failed, should that be tried again.
+                        # Later messages fail too: if sent, they would overtake the failed ones in case of a retry.
                         for behind in [*reversed(parts[:-1]), *self._waiting_behind(lane, failure)]:
                             self._fail(behind, failure)
                         return
@@ -234,7 +237,7 @@ class Lanes:
             raise
 
     async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> Failure | None:
-        """Send one request, and hand out the ids. Return why it failed, if it did."""
+        """Send one request, and resolve the futures of its messages. Return the failure, if any."""
         messages = [entry.message for entry in part]
         deadline = part[0].admitted + self._limits.deadline
         sent = await self._send(lane.topic, lane.key, messages, _observed(part), deadline)
@@ -247,14 +250,14 @@ class Lanes:
         return None
 
     def _waiting_behind(self, lane: _Lane, failure: Failure) -> list[list[_Entry]]:
-        """Take what waits in the lanes that share the fate: all of a topic that is refused, else this one."""
+        """Remove and return the messages that fail too: those of this lane, or of all lanes of a rejected topic."""
         lanes = [lane]
         if failure.kind is BrokerRefused:
             lanes = [other for other in self._lanes.values() if other.topic == lane.topic]
         return [other.take_all() for other in lanes]
 
     def _wanted(self, entries: Iterable[_Entry]) -> list[_Entry]:
-        """Return the entries whose callers have not given up meanwhile."""
+        """Return the entries whose callers have not cancelled them, and release the others."""
         wanted = []
         for entry in entries:
             if entry.confirmed.done():

@@ -1,4 +1,4 @@
-"""The in-memory fake: keeps what was published, for unit tests and for development."""
+"""The memory transport: keeps published messages in memory, for unit tests and development."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,20 +15,20 @@ Handler = Callable[[Message], Awaitable[None]]
 
 
 class MemoryTransport:
-    """Keeps messages in memory, until the process ends.
+    """Keeps published messages in memory.
 
-    It keeps the newest: at most `keep` messages, with `keep_bytes` bytes of data in all. The newest one is kept even if
-    it is larger than that.
+    It keeps the newest messages: at most `keep`, with at most `keep_bytes` bytes of data in total. The newest message
+    is kept even if it is larger.
 
-    `handler`, an async function, is awaited with each message before it counts as published. It may wait, or raise a
-    `PublishError` as a broker's outage would make a real transport raise, or note what it sees:
+    `handler` is an async function that is called with each message before it is published. It may wait, record the
+    message, or raise a `PublishError` to simulate a failure of the broker:
 
         async def outage(message: Message) -> None:
             raise BrokerUnavailable("test")
 
         transport = MemoryTransport(outage)
 
-    Unlike other transports it has nothing to open: it can be used without `async with`, until closed.
+    Unlike other transports it needs no opening: it can be used without `async with` until it is closed.
     """
 
     def __init__(self, handler: Handler | None = None, *, keep: int = 10_000, keep_bytes: int = 64_000_000) -> None:
@@ -43,16 +43,16 @@ class MemoryTransport:
 
     @property
     def messages(self) -> list[PublishedMessage]:
-        """What was published, newest last."""
+        """The published messages, newest last."""
         return list(self._messages)
 
     def clear(self) -> None:
-        """Forget all messages. Message ids go on counting."""
+        """Remove all messages. Message ids continue to count up."""
         self._messages.clear()
         self._bytes = 0
 
     async def publish(self, message: Message) -> str:
-        """Keep a message and return its message id, counted from `1`."""
+        """Keep a message and return its message id; the first is `1`."""
         if self._handler is None:
             return self._keep(message)
         async with self._turns.of(message):
@@ -79,11 +79,11 @@ class MemoryTransport:
         return message_id
 
     async def check(self, topics: Iterable[str]) -> list[str]:
-        """Return no topic: memory has them all."""
+        """Return an empty list: every topic exists."""
         return []
 
     async def aclose(self) -> None:
-        """Refuse further messages. Those published stay readable."""
+        """Reject further messages. Published messages can still be read."""
         self._closed = True
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Publishing through Google's generated asyncio client. Importing this module loads google and grpc."""
+"""Publishing with Google's generated asyncio client. Importing this module loads google and grpc."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ from pulsecart.transports.tokens import Tokens
 
 __all__ = ["Publisher", "insecure_channel", "secure_channel"]
 
-# What may pass by itself.
+# Failures that may be temporary.
 _PASSING = frozenset(
     {
         StatusCode.ABORTED,
@@ -48,22 +48,22 @@ _REFUSALS: dict[StatusCode, tuple[type[PublishError], str]] = {
 _OTHER_FAILURE = BrokerUnavailable, "the broker failed to publish to the topic {}"
 
 CHECK_SECONDS = 3.0
-"""How long a check may take in all. It is shorter than the patience of a usual readiness probe."""
+"""Maximum duration of a check in seconds. It is shorter than the timeout of most readiness probes."""
 
 PROBE_SECONDS = 1.0
-"""How long to wait between two probes of the broker."""
+"""Seconds between two probes of the broker."""
 
 PROBE_TIMEOUT = 2.0
-"""How long, in seconds, a probe waits for an answer."""
+"""Seconds that a probe waits for an answer."""
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
-"""Seconds to wait at most before the second attempt, and before any later one."""
+"""Maximum seconds to wait before the second attempt, and before any later one."""
 
 COPIES = 3
-"""How often a message is in memory while it is published: itself, in the request, and in gRPC's own buffer."""
+"""How many copies of a message are in memory while it is published: itself, the request, and gRPC's buffer."""
 
 DRAIN_SECONDS = 7.0
-"""How long what is in flight may take to end when the transport is closed."""
+"""Maximum seconds to wait for messages in flight when the transport is closed."""
 
 _Request = PublishRequest.pb()
 _Response = PublishResponse.pb()
@@ -71,35 +71,35 @@ _Response = PublishResponse.pb()
 _CHANNEL_OPTIONS = [
     ("grpc.primary_user_agent", f"pulsecart/{version('pulsecart')}"),
     ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
-    # Else channels to one address would share its one connection.
+    # Otherwise channels to the same address would share one connection.
     ("grpc.use_local_subchannel_pool", 1),
     # By default gRPC waits up to two minutes before it tries to connect again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Despite its name this limits one attempt to connect: two round trips with TLS, of up to three seconds each.
+    # Despite its name this limits an attempt to connect. With TLS that takes two round trips, of up to 3 s each.
     ("grpc.min_reconnect_backoff_ms", 8000),
     ("grpc.keepalive_time_ms", 30_000),
 ]
 
 
 def insecure_channel(host: str) -> grpc.aio.Channel:
-    """Make a channel without encryption, in the running event loop."""
+    """Create a channel without encryption, in the running event loop."""
     return grpc.aio.insecure_channel(host, options=_CHANNEL_OPTIONS)
 
 
 def secure_channel(endpoint: str, roots: bytes | None) -> grpc.aio.Channel:
-    """Make a channel with TLS, in the running event loop. `roots` are PEM; gRPC's own where None."""
+    """Create a channel with TLS, in the running event loop. `roots` are PEM, or None for gRPC's own."""
     return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(roots), options=_CHANNEL_OPTIONS)
 
 
 class Publisher:
     """Publishes to the topics of one project.
 
-    Messages go through queues by key, which send requests; what comes of them tells whether the broker can be reached.
-    The first of the channels is for asking, the others are for publishing.
+    Messages are queued by key and sent in requests, whose results show whether the broker can be reached. The first
+    channel is for checks and topic administration, the others are for publishing.
     """
 
-    def __init__(  # noqa: PLR0913 (the transports differ in these)
+    def __init__(  # noqa: PLR0913 (the transports set different ones)
         self,
         channels: Sequence[grpc.aio.Channel],
         *,
@@ -128,7 +128,7 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
 
     def publish(self, message: Message) -> "asyncio.Future[str]":
-        """Admit one message; see `Lanes.publish`."""
+        """Admit a message; see `Lanes.publish`."""
         if away := self._reachability.away:
             raise away.error(message)
         return self._lanes.publish(message)
@@ -146,11 +146,11 @@ class Publisher:
         return [topic for topic, there in zip(topics, found, strict=True) if not there]
 
     async def create_topics(self, topics: Iterable[str]) -> None:
-        """Create topics. One that exists is left as it is. Raises `BrokerUnavailable`."""
+        """Create topics; existing ones are not changed. Raises `BrokerUnavailable`."""
         await self._admin.create(topics)
 
     async def aclose(self) -> None:
-        """Refuse further messages, let those in flight end, for `DRAIN_SECONDS` at most, and close the channels."""
+        """Reject further messages, wait at most `DRAIN_SECONDS` for those in flight, and close the channels."""
         await self._lanes.drain(DRAIN_SECONDS)
         await self._reachability.aclose()
         if self._tokens is not None:
@@ -160,10 +160,10 @@ class Publisher:
 
 
 class _Admin:
-    """Asks for topics, and creates them.
+    """Checks for topics, and creates them.
 
-    The generated client has a channel of its own: it puts an interceptor into it, which, with the wrapping of messages,
-    costs each call a tenth.
+    The generated client has its own channel, because it adds an interceptor to it. With the wrapping of messages, that
+    would make each publish call 10 % slower.
     """
 
     def __init__(self, channel: grpc.aio.Channel, project: str, tokens: Tokens | None) -> None:
@@ -176,11 +176,11 @@ class _Admin:
         return self._tokens.metadata if self._tokens else ()
 
     def path(self, topic: str) -> str:
-        """Return the topic's full name."""
+        """Return the full name of a topic."""
         return f"projects/{self._project}/topics/{topic}"
 
     async def exists(self, topic: str) -> bool:
-        """Return whether the broker has a topic, as far as may be looked."""
+        """Return whether a topic exists. Without permission to read it, it counts as existing."""
         try:
             await self._client.get_topic(
                 topic=self.path(topic), retry=None, timeout=CHECK_SECONDS, metadata=self.authorization()
@@ -188,11 +188,11 @@ class _Admin:
         except google.NotFound:
             return False
         except google.PermissionDenied:
-            return True  # the broker answered; roles/pubsub.publisher may publish, but not look
+            return True  # the broker has answered; roles/pubsub.publisher may publish to topics, but not read them
         return True
 
     async def create(self, topics: Iterable[str]) -> None:
-        """Create topics that do not exist. Raises `BrokerUnavailable`."""
+        """Create missing topics. Raises `BrokerUnavailable`."""
         async with _answer(CHECK_SECONDS):
             for topic in topics:
                 with suppress(google.AlreadyExists):
@@ -202,18 +202,18 @@ class _Admin:
 
 
 class _Reachability:
-    """Knows whether the broker is away: it asks again and again, to notice an outage and its end without traffic."""
+    """Knows whether the broker can be reached. It sends probes, to detect an outage and its end without traffic."""
 
     def __init__(self, admin: _Admin, channels: Sequence[grpc.aio.Channel]) -> None:
         self._admin = admin
         self._channels = channels
         self._loop = asyncio.get_running_loop()
         self.away: Failure | None = None
-        """Why the broker is known to be away, while it is."""
+        """The reason while the broker cannot be reached, otherwise None."""
         self.confirmed_at = self._loop.time()
-        """When a request was last confirmed."""
+        """When the broker last confirmed a request."""
         self.topic = "pulsecart-probe"
-        """What is asked for. To be told that it does not exist is an answer too."""
+        """The topic that probes ask for. It need not exist: NOT_FOUND is an answer too."""
         self._suspicion = asyncio.Event()
         self._probing = asyncio.create_task(self._probe())
 
@@ -222,12 +222,12 @@ class _Reachability:
         self.confirmed_at = self._loop.time()
 
     def unconfirmed(self, since: float) -> None:
-        """Note that a request begun at a time was not confirmed: ask at once, if nothing at all was confirmed since."""
+        """Note that a request started at `since` was not confirmed. If no other was either, send a probe at once."""
         if self.confirmed_at < since:
             self._suspicion.set()
 
     async def aclose(self) -> None:
-        """Stop asking."""
+        """Stop sending probes."""
         self._probing.cancel()
         await asyncio.gather(self._probing, return_exceptions=True)
 
@@ -243,22 +243,22 @@ class _Reachability:
                 async with _answer(PROBE_TIMEOUT):
                     await self._admin.exists(self.topic)
                     if self.away:
-                        # What publishes has connections of its own, and each may still wait before it tries again.
+                        # The channels for publishing have their own connections, which may not be established yet.
                         await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
             except BrokerUnavailable as error:
                 misses += 1
-                # One answer may be lost; and what publishes is not away.
+                # A single missed answer is not an outage, nor is one while requests are still confirmed.
                 if misses > 1 and self._loop.time() - self.confirmed_at > PROBE_TIMEOUT:
-                    self.away = _because("the broker is away: ", _failure_of(error))
+                    self.away = _because("the broker cannot be reached: ", _failure_of(error))
             else:
                 misses = 0
                 self.away = None
 
 
 class _Sender:
-    """Sends requests, with retries, over some channels."""
+    """Sends requests over channels, with retries."""
 
-    def __init__(  # noqa: PLR0913 (what the publisher knows)
+    def __init__(  # noqa: PLR0913 (the parts and options of the publisher)
         self,
         channels: Sequence[grpc.aio.Channel],
         admin: _Admin,
@@ -281,7 +281,7 @@ class _Sender:
         host, _, port = address.rpartition(":")
         self._server = host.strip("[]"), int(port)
         self._deadline = deadline
-        # More than one attempt fits into the deadline, so that one lost answer is not yet a failure.
+        # Half of the deadline, so that after a lost answer there is time for a second attempt.
         self._attempt_timeout = deadline / 2
         self._creates_topics = creates_topics
         self._observer = observer
@@ -290,7 +290,7 @@ class _Sender:
     async def send(
         self, topic: str, key: str, messages: Sequence[Message], observed: Sequence[Any], deadline: float
     ) -> Sequence[str] | Failure:
-        """Send one request, again and again until it is confirmed or refused, or the deadline has come.
+        """Send a request, with retries until it is confirmed or rejected, or the deadline is reached.
 
         See `lanes.Send`.
         """
@@ -308,7 +308,7 @@ class _Sender:
     ) -> Sequence[str] | Failure:
         path = self._admin.path(topic)
         routing = _routing(path)
-        # A key keeps to one channel; what has none takes any.
+        # A key always uses the same channel; messages without a key use any.
         stub = self._stubs[crc32(key.encode()) % len(self._stubs)] if key else random.choice(self._stubs)  # noqa: S311
         started = self._loop.time()
         backoff = FIRST_BACKOFF
@@ -322,7 +322,7 @@ class _Sender:
                 request = _request(path, key, messages)
                 response = await stub(request, timeout=min(left, self._attempt_timeout), metadata=metadata)
             except BrokerUnavailable as error:
-                failure = _failure_of(error)  # no token, or no topic; there may be one soon
+                failure = _failure_of(error)  # no token, or the topic could not be created; this may be temporary
             except grpc.aio.AioRpcError as error:
                 failure = _failure(error, topic)
                 missing = self._creates_topics and error.code() is StatusCode.NOT_FOUND
@@ -347,19 +347,19 @@ class _Sender:
 
 
 def _request(path: str, key: str, messages: Sequence[Message]) -> bytes:
-    """Return a request as bytes: gRPC would keep the protobuf message, one more copy, until the broker answers."""
+    """Return a serialized request. gRPC would keep a protobuf message, one more copy, until the broker answers."""
     request = _Request(topic=path)
     add = request.messages.add
     for message in messages:
         attributes = add(data=message.data, ordering_key=key).attributes
         for name, value in message.attributes.items():
-            attributes[name] = value  # as update() does, but for a third less time
+            attributes[name] = value  # a third faster than update()
     serialized: bytes = request.SerializeToString()
     return serialized
 
 
 def _failure(error: grpc.aio.AioRpcError, topic: str) -> Failure:
-    """Say in our words why a call failed."""
+    """Describe why a call failed: in our words for the caller, in the broker's for the log."""
     status = error.code()
     kind, text = _REFUSALS.get(status, _OTHER_FAILURE)
     log_detail = f"topic {topic}: {status.name}: {error.details()}"
@@ -377,13 +377,13 @@ def _because(text: str, cause: Failure) -> Failure:
 
 @cache
 def _routing(path: str) -> tuple[str, str]:
-    """Return the header by which Google's front end routes a request."""
+    """Return the header that Google's front end uses to route a request."""
     return "x-goog-request-params", f"topic={quote(path, safe='')}"
 
 
 @asynccontextmanager
 async def _answer(seconds: float) -> AsyncIterator[None]:
-    """Turn whatever keeps the broker from answering a question into `BrokerUnavailable`."""
+    """Raise `BrokerUnavailable` for a timeout or an error of the broker in the block."""
     try:
         async with asyncio.timeout(seconds):
             yield

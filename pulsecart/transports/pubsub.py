@@ -18,13 +18,15 @@ __all__ = ["DEFAULT_ENDPOINT", "PubSubTransport", "require_credentials"]
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 
 CHANNELS = 4
-"""Google's front end takes about 100 requests at a time on a connection; each ordering key is pinned to one."""
+"""The number of channels for publishing: Google's front end accepts about 100 concurrent requests on a connection.
+
+Each ordering key always uses the same channel."""
 
 _DEFAULT = Limits()
 
 
 def require_credentials() -> None:
-    """Check that there are Application Default Credentials. Raises `SettingsError`."""
+    """Check that Application Default Credentials exist. Raises `SettingsError`."""
     from google.auth.exceptions import DefaultCredentialsError
 
     from pulsecart.transports.tokens import default_credentials
@@ -38,18 +40,18 @@ def require_credentials() -> None:
 class PubSubTransport(RemoteTransport):
     """Publishes to the topics of a Google Cloud project.
 
-    `endpoint` is host:port. Messages with an ordering key are in order only if all are published in
-    one region: in production, name a locational endpoint such as `us-central1-pubsub.googleapis.com:443`
+    `endpoint` is host:port. Messages with an ordering key are in order only if all of them are published in
+    one region: in production, use a locational endpoint such as `us-central1-pubsub.googleapis.com:443`
     (https://cloud.google.com/pubsub/docs/reference/service_apis_overview#service_endpoints).
 
-    `credentials` are Application Default Credentials where none are given. Opening raises
-    `google.auth.exceptions.DefaultCredentialsError` where there are none; where a token cannot be had
-    at present, publishing raises `BrokerUnavailable` until it can.
+    `credentials` default to Application Default Credentials. If there are none, opening raises
+    `google.auth.exceptions.DefaultCredentialsError`. While no token can be fetched, publishing raises
+    `BrokerUnavailable`.
 
-    `roots` are the certificates to trust, as PEM, in place of gRPC's own.
+    `roots` are the root certificates to trust, as PEM; the default is gRPC's own.
     """
 
-    def __init__(  # noqa: PLR0913 (what a caller may set)
+    def __init__(  # noqa: PLR0913 (all of them are options)
         self,
         *,
         project: str,

@@ -1,4 +1,4 @@
-"""What the transports to a broker have in common: opening, closing, and the publisher between."""
+"""The base class of transports that connect to a broker."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,20 +15,20 @@ __all__ = ["RemoteTransport"]
 
 
 class RemoteTransport(ABC):
-    """A transport that publishes over channels, which it opens in the running event loop.
+    """A transport that publishes over gRPC channels, which it opens in the running event loop.
 
-    Messages of one topic and ordering key are sent in order, one request at a time; what comes
-    meanwhile shares the next.
+    Messages of one topic and ordering key are sent in order, one request at a time; messages that
+    arrive during a request share the next one.
     """
 
     _publisher: "Publisher | None" = None
 
     @abstractmethod
     async def _connect(self) -> "Publisher":
-        """Open the channels. Imports google only now, since that takes most of a second."""
+        """Open the channels. Google's packages are imported here, since that takes most of a second."""
 
     async def publish(self, message: Message) -> str:
-        """Publish one message; see `Transport.publish`."""
+        """Publish a message; see `Transport.publish`."""
         return await self._open().publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
@@ -36,7 +36,7 @@ class RemoteTransport(ABC):
         return await self._open().check(topics)
 
     async def aclose(self) -> None:
-        """Let what is in flight end, for some seconds, and close the channels."""
+        """Wait some seconds for messages in flight, and close the channels."""
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
             await publisher.aclose()

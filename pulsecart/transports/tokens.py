@@ -1,4 +1,4 @@
-"""Access tokens, fetched ahead of time and off the event loop. Importing this module loads google."""
+"""Access tokens, renewed before they expire, in a thread. Importing this module loads Google's packages."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -16,38 +16,38 @@ __all__ = ["Tokens", "default_credentials"]
 SCOPE = "https://www.googleapis.com/auth/pubsub"
 
 REFRESH_AHEAD = 300.0
-"""Seconds before its expiry that a token is renewed; or half its life, where that is shorter."""
+"""How many seconds before its expiry a token is renewed, or at half of its lifetime if that is later."""
 
 RETRY_SECONDS = 1.0
-"""Seconds to wait after a failure to renew."""
+"""Seconds to wait after a failed renewal."""
 
 
 def default_credentials() -> Credentials:
     """Find Application Default Credentials, for publishing. Raises `DefaultCredentialsError`.
 
-    This reads files, and may ask a metadata server: it is not for the event loop.
+    This blocks: it reads files, and may send requests to a metadata server.
     """
     credentials, _project = google.auth.default(scopes=[SCOPE])
     return credentials
 
 
 class Tokens:
-    """Keeps the metadata that authorizes a call, as credentials give it.
+    """Keeps the metadata that authorizes calls, made from credentials.
 
-    gRPC's own way, credentials for each call, starts a thread for each.
+    gRPC's own call credentials would start a thread for each call.
     """
 
     def __init__(self, credentials: Credentials) -> None:
-        # A service account signs its tokens itself, and needs nobody's answer.
+        # A service account can sign its tokens itself, without a request.
         signs = getattr(credentials, "with_always_use_jwt_access", None)
         self._credentials: Any = signs(always_use_jwt_access=True) if signs else credentials
         self._request = google.auth.transport.requests.Request()
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._expiry = datetime.min.replace(tzinfo=UTC)
-        self._failure = "none was fetched yet"
+        self._failure = "no token has been fetched yet"
 
     async def open(self) -> None:
-        """Fetch the first token, or fail to, and go on in the background."""
+        """Try to fetch the first token, and renew it in the background."""
         wait = await self._renew()
         self._renewing = asyncio.create_task(self._keep_fresh(wait))
 
@@ -58,7 +58,7 @@ class Tokens:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What to send with a call. Raises `BrokerUnavailable` where there is no token that is still valid."""
+        """The metadata to send with a call. Raises `BrokerUnavailable` if there is no valid token."""
         if datetime.now(UTC) >= self._expiry:
             what = "there is no valid access token"
             raise BrokerUnavailable(what, f"{what}: {self._failure}")
@@ -70,14 +70,14 @@ class Tokens:
             wait = await self._renew()
 
     async def _renew(self) -> float:
-        """Fetch a token, and return the seconds until the next is to be fetched."""
+        """Fetch a token. Return the seconds to wait before the next one."""
         try:
             await asyncio.to_thread(self._credentials.refresh, self._request)
         except GoogleAuthError as error:
             self._failure = str(error)
             return RETRY_SECONDS
         headers: dict[str, str] = {}
-        self._credentials.apply(headers)  # the quota project, too, where there is one
+        self._credentials.apply(headers)  # includes the quota project, if there is one
         self._metadata = tuple((name.lower(), value) for name, value in headers.items())
         self._expiry = self._credentials.expiry.replace(tzinfo=UTC)
         left = (self._expiry - datetime.now(UTC)).total_seconds()

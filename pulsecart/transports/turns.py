@@ -1,4 +1,4 @@
-"""One at a time per topic and ordering key, in order of arrival."""
+"""Locks by topic and ordering key."""
 
 import asyncio
 from weakref import WeakValueDictionary
@@ -9,14 +9,14 @@ __all__ = ["Turns"]
 
 
 class Turns:
-    """Locks: `async with turns.of(message)`. First come, first served; an idle key takes no memory."""
+    """Locks for `async with turns.of(message)`. They are fair, and a key that is not in use takes no memory."""
 
     def __init__(self) -> None:
-        # Those who hold or wait for a lock keep it alive, nobody else does.
+        # Only the tasks that hold a lock or wait for it keep it alive.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def of(self, message: Message) -> asyncio.Lock:
-        """Return the lock that messages of this topic and key share; without a key, one of its own."""
+        """Return the lock of the message's topic and key, or a new lock if it has no key."""
         lock = self._locks.get((message.topic, message.ordering_key)) if message.ordering_key else asyncio.Lock()
         if lock is None:
             lock = self._locks[message.topic, message.ordering_key] = asyncio.Lock()

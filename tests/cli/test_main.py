@@ -9,13 +9,13 @@ from tests.serving import run
 
 
 def test_version():
-    """`pulsecart --version` prints the version, which `pulsecart.__version__` is too."""
+    """`pulsecart --version` prints the same version as `pulsecart.__version__`."""
     assert re.fullmatch(r"\d+\.\d+\.\d+", pulsecart.__version__)
     assert run("--version").stdout == f"pulsecart {pulsecart.__version__}\n"
 
 
 def test_unknown_name_is_an_attribute_error():
-    """A name that the package does not have fails as usual, although `__version__` is looked up when needed."""
+    """An unknown name of the package is an AttributeError, although `__version__` is loaded lazily."""
     with pytest.raises(AttributeError, match="has no attribute 'version'"):
         _ = pulsecart.version
 
@@ -29,7 +29,7 @@ def test_help_lists_the_commands():
 
 
 def test_unknown_command_is_an_error():
-    """A command that does not exist is named."""
+    """The message names the unknown command."""
     ended = run("wait")
     assert ended.returncode == 2
     assert "No such command 'wait'" in ended.stderr

@@ -47,7 +47,7 @@ def test_serve_without_settings(tmp_path):
 
 
 def test_options_override_the_environment_which_overrides_dotenv(tmp_path):
-    """A setting in .env, then in the environment, then as an option."""
+    """Options override environment variables, which override .env."""
     body = {**ORDER, "payload": {"text": "x" * 200}}
     (tmp_path / ".env").write_text("PULSECART_MAX_BODY_BYTES=100\nPULSECART_EVENTS=warehouse\n")
     (tmp_path / "warehouse.py").write_text(OWN_EVENTS)
@@ -144,7 +144,7 @@ def test_missing_credentials_are_an_error_at_startup(tmp_path, key, says):
     assert "Traceback" not in ended.stderr
 
 
-def test_factory_logs_wrong_settings(tmp_path):
+def test_factory_logs_invalid_settings(tmp_path):
     """Under another server, one log line has all problems, before that server's traceback."""
     (tmp_path / ".env").write_text("PORT=http\nPULSECART_ZZZ=1\n")
     ended = subprocess.run(
@@ -157,7 +157,7 @@ def test_factory_logs_wrong_settings(tmp_path):
     )
     assert ended.returncode > 0
     assert ended.stderr.splitlines()[0] == (
-        "the settings do not work: PORT (--port) must be a whole number from 0 to 65,535, not 'http'; "
+        "Invalid settings: PORT (--port) must be a whole number from 0 to 65,535, not 'http'; "
         "PULSECART_ZZZ is not a setting"
     )
 

@@ -1,4 +1,4 @@
-"""The service as a process, between callers and a broker that fails; and the report."""
+"""Fixtures of the fault suite: the service as a process, with a broker that fails, and the report."""
 
 import asyncio
 import os
@@ -38,13 +38,13 @@ class World:
 
 @pytest.fixture
 def scale(request: pytest.FixtureRequest) -> int:
-    """By how much the load is to be multiplied: `--long` makes it ten times as much."""
+    """Return the factor of the load: 10 with `--long`, otherwise 1."""
     return 10 if request.config.getoption("--long") else 1
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Callable[..., asyncio.Task[None]]]:
-    """Start something beside the test, and end it with the test."""
+    """Run coroutines in the background, and cancel them at the end of the test."""
     tasks: list[asyncio.Task[None]] = []
 
     def run(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -67,7 +67,7 @@ def world(tmp_path: Path) -> Callable[..., AsyncIterator[World]]:
             await asyncio.to_thread(client.create_topic, TOPIC)
             async with proxy(emulator) as passes:
                 options = ("--project", project, "--emulator-host", passes.address, "--publish-deadline", DEADLINE)
-                # The service needs the proxy, which lives in this event loop, to start and to stop.
+                # In a thread, since the service needs the proxy, which runs in this event loop, to start and to stop.
                 service = serving(*options, *arguments, cwd=tmp_path, **environment)
                 served = await asyncio.to_thread(service.__enter__)
                 try:
@@ -81,7 +81,7 @@ def world(tmp_path: Path) -> Callable[..., AsyncIterator[World]]:
 
 @pytest.fixture
 def judged(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Judge a load: nothing that got a 202 is lost, first deliveries are in order, nothing was made up."""
+    """Check a load: no accepted event is lost, first deliveries are in order, and no others are delivered."""
 
     def judge(load: Load, delivered: list[str], memory_mb: float, fault_ended: float | None = None) -> None:
         found = first_deliveries(delivered)
@@ -104,7 +104,7 @@ def judged(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 @pytest.fixture
 def judge_by_subscriber(judged) -> Callable[..., object]:
-    """Judge a load by what Google's subscriber pulls."""
+    """Check a load by the messages that Google's subscriber pulls."""
 
     async def judge(load: Load, world: World, fault_ended: float | None = None) -> None:
         memory_mb = world.served.peak_memory_mb
@@ -116,7 +116,7 @@ def judge_by_subscriber(judged) -> Callable[..., object]:
 
 @pytest.fixture
 def strictly(tmp_path: Path) -> Callable[..., AsyncIterator[tuple[Served, StrictServer]]]:
-    """Run the service against the strict server, where the emulator is too lenient."""
+    """Run the service with the strict server as its broker."""
 
     @asynccontextmanager
     async def run(*arguments: str, **environment: str) -> AsyncIterator[tuple[Served, StrictServer]]:
@@ -134,7 +134,7 @@ def strictly(tmp_path: Path) -> Callable[..., AsyncIterator[tuple[Served, Strict
 
 @pytest.fixture
 def judge_by_server(judged) -> Callable[..., None]:
-    """Judge a load by what the strict server confirmed."""
+    """Check a load by the messages that the strict server has confirmed."""
 
     def judge(load: Load, served: Served, server: StrictServer, fault_ended: float | None = None) -> None:
         delivered = [message.attributes["event_id"] for message in server.confirmed]
@@ -144,13 +144,13 @@ def judge_by_server(judged) -> Callable[..., None]:
 
 
 def hostile_report(config: pytest.Config, figures: list[str]) -> None:
-    """Add a row to the report on clients that behave badly."""
+    """Add a row to the report on hostile clients."""
     config.stash.setdefault(_hostile, []).append(f"| {' | '.join(figures)} |")
 
 
 REPORTS = {
     "faults": (_report, ["fault", "sent", "202", "deliveries", "lost", "users out of order", "peak MB", "recovery s"]),
-    "hostile clients, next to one that behaves well": (
+    "hostile clients, next to a well-behaved one": (
         _hostile,
         ["attack", "sent by attackers", "MB sent", "peak MB", "growth MB", "answered", "refused", "slowest answer ms"],
     ),
@@ -168,8 +168,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 async def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for a state, with a bound."""
+    """Wait for a condition, for a limited time."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "the condition was not met in time"
         await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Callers as they should be: each waits for its answer, and tries again under the same event id."""
+"""Well-behaved callers: each waits for its answer, and retries with the same event id."""
 
 import asyncio
 import time
@@ -9,22 +9,22 @@ import httpx
 from attrs import Factory, define
 
 GIVE_UP_SECONDS = 90.0
-"""How long a caller tries one event. It is far beyond every fault: whoever gives up has found an error for ever."""
+"""How long a caller retries an event. It is much longer than any fault: after it, the test fails."""
 
 
 @define
 class Load:
-    """What callers sent, and what became of it."""
+    """What callers have sent, and the results."""
 
     sent: set[str] = Factory(set)
     accepted: dict[str, float] = Factory(dict)
-    """When each event got its 202."""
+    """When each event was answered 202."""
     refused: dict[str, int] = Factory(lambda: defaultdict(int))
-    """Answers other than 202, by status, and `none` where there was no answer."""
+    """The number of other answers, by status; `none` if there was no answer."""
     slowest: float = 0.0
 
 
-async def call(  # noqa: PLR0913 (what a caller may do)
+async def call(  # noqa: PLR0913 (options of the load)
     url: str, load: Load, user: str, events: int, *, first: int = 0, pause: float = 0.0
 ) -> None:
     """Post numbered events of one user, one after another."""
@@ -66,7 +66,7 @@ async def _status(client: httpx.AsyncClient, body: dict[str, object], load: Load
 
 
 async def crowd(url: str, load: Load, users: Iterable[str], events: int, *, pause: float = 0.0) -> None:
-    """Let all users call at once."""
+    """Run the callers of all users concurrently."""
     async with asyncio.TaskGroup() as callers:
         for user in users:
             callers.create_task(call(url, load, user, events, pause=pause))
@@ -77,6 +77,6 @@ def first_deliveries(event_ids: Iterable[str]) -> dict[str, list[int]]:
     found: dict[str, dict[int, None]] = defaultdict(dict)
     for event_id in event_ids:
         user, _, number = event_id.rpartition(":")
-        if user:  # an id that the service made says nothing of an order
+        if user:  # ids that the service has generated have no order
             found[user].setdefault(int(number))
     return {user: list(numbers) for user, numbers in found.items()}

@@ -1,4 +1,4 @@
-"""A TCP proxy that can be made to fail, before a broker."""
+"""A TCP proxy in front of a broker, which can simulate faults."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ CHUNK = 65536
 
 
 class Proxy:
-    """Passes bytes on, unless told otherwise."""
+    """Forwards bytes, unless a fault is set."""
 
     def __init__(self, target: str) -> None:
         self._host, _, port = target.rpartition(":")
@@ -18,13 +18,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
         self.requests = asyncio.Event()
-        """Set while what comes from the service is passed on."""
+        """Set while bytes from the service are forwarded."""
         self.requests.set()
         self.answers = asyncio.Event()
-        """Set while what comes from the broker is passed on."""
+        """Set while bytes from the broker are forwarded."""
         self.answers.set()
         self.delay = 0.0
-        """Seconds that each answer is held back."""
+        """Delay of each answer in seconds."""
         self.connections = 0
 
     async def listen(self) -> None:
@@ -34,13 +34,13 @@ class Proxy:
         self.address = f"127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
 
     async def refuse(self) -> None:
-        """End all connections, and refuse new ones."""
+        """Reset all connections, and refuse new ones."""
         if self._listener is not None:
             self._listener.close()
         self.cut()
 
     def cut(self) -> None:
-        """End all connections, as a broken network does."""
+        """Reset all connections, like a network failure."""
         for writer in list(self._writers):
             writer.transport.abort()
 

@@ -1,4 +1,4 @@
-"""The broker fails, and comes back: every 202 was true, and order holds."""
+"""Failures of the broker: every event answered 202 is delivered, and in order."""
 
 import asyncio
 import os
@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.emulator, pytest.mark.anyio]
 USERS = [f"user-{number}" for number in range(20)]
 
 
-async def test_connection_cut_at_random(start, world, judge_by_subscriber, scale):
-    """The connection to the broker is cut fifty times, under load."""
+async def test_connection_reset_at_random(start, world, judge_by_subscriber, scale):
+    """The connection to the broker is reset fifty times under load."""
     load = Load()
     async with world() as w:
         callers = start(crowd(w.served.url, load, USERS, 60 * scale, pause=0.02))
@@ -40,8 +40,8 @@ async def test_connection_cut_at_random(start, world, judge_by_subscriber, scale
 
 
 @pytest.mark.parametrize("direction", ["requests", "answers"])
-async def test_broker_silent(start, world, judge_by_subscriber, direction, scale):
-    """Past the deadline nothing is passed on: to the broker, or, while it goes on publishing, from it."""
+async def test_silent_broker(start, world, judge_by_subscriber, direction, scale):
+    """For longer than the deadline no bytes reach the broker, or none arrive from it while it publishes."""
     load = Load()
     async with world() as w:
         flows = getattr(w.proxy, direction)
@@ -57,7 +57,7 @@ async def test_broker_silent(start, world, judge_by_subscriber, direction, scale
 
 
 async def test_broker_refuses_connections(start, world, judge_by_subscriber, scale):
-    """For thirty seconds nobody listens; readiness falls meanwhile, and comes back by itself."""
+    """For 30 seconds the broker refuses connections; the service is not ready, and becomes ready again afterwards."""
     load = Load()
     async with world() as w:
         callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
@@ -71,8 +71,8 @@ async def test_broker_refuses_connections(start, world, judge_by_subscriber, sca
         await judge_by_subscriber(load, w, ended)
 
 
-async def test_broker_slow(world, judge_by_subscriber, scale):
-    """Each answer comes half a second late."""
+async def test_slow_broker(world, judge_by_subscriber, scale):
+    """Each answer of the broker is delayed by half a second."""
     load = Load()
     async with world() as w:
         w.proxy.delay = 0.5
@@ -80,8 +80,8 @@ async def test_broker_slow(world, judge_by_subscriber, scale):
         await judge_by_subscriber(load, w)
 
 
-async def test_topic_deleted_and_made_again(start, world, judged, scale):
-    """While the topic is missing events are refused, retryably; when it is back they are published."""
+async def test_topic_deleted_and_created_again(start, world, judged, scale):
+    """While the topic is missing, events get retryable errors; when it exists again, they are published."""
     load = Load()
     # In development the service would create it, and publish to it before it has a subscription.
     async with world("--transport", "emulator", "--environment", "staging") as w:
@@ -102,8 +102,8 @@ async def test_topic_deleted_and_made_again(start, world, judged, scale):
         judged(load, delivered, memory_mb, ended)
 
 
-async def test_storm_of_refusals(start, strictly, judge_by_server, scale):
-    """For a while most requests are refused with RESOURCE_EXHAUSTED or worse."""
+async def test_broker_with_many_errors(start, strictly, judge_by_server, scale):
+    """For a while the broker answers most requests with RESOURCE_EXHAUSTED or another error."""
     load = Load()
     async with strictly() as (served, server):
         callers = start(crowd(served.url, load, USERS, 40 * scale, pause=0.01))
@@ -116,8 +116,8 @@ async def test_storm_of_refusals(start, strictly, judge_by_server, scale):
         judge_by_server(load, served, server, ended)
 
 
-async def test_poison_among_thousands(start, strictly, judge_by_server, scale):
-    """One message that the broker refuses, in requests with many others, is found; its neighbours are published."""
+async def test_rejected_message_among_thousands(start, strictly, judge_by_server, scale):
+    """A message that the broker rejects fails alone; the other messages of its request are published."""
     load = Load()
     async with strictly("--ordering", f"{TOPIC}=shards:2") as (served, server):
         server.poison = b"poison-pill"
@@ -139,7 +139,7 @@ async def test_poison_among_thousands(start, strictly, judge_by_server, scale):
 
 
 async def test_one_hot_user(strictly, judge_by_server):
-    """While one user's events wait for each other for seconds, other users' do not wait for them."""
+    """While one user's events wait for each other for seconds, other users' events do not wait."""
     hot, others = Load(), Load()
     async with strictly("--batching", f"{TOPIC}=1:1000000:0", "--publish-deadline", "20") as (served, server):
         server.latency = 0.05
@@ -155,7 +155,7 @@ async def test_one_hot_user(strictly, judge_by_server):
 
 
 async def test_token_endpoint_down(start, judged, tmp_path):
-    """Tokens expire while nobody gives new ones: events are refused, retryably, until there is one again."""
+    """When tokens expire and cannot be renewed, events get retryable errors until there is a new token."""
     load = Load()
     key, certificate = certificate_for_localhost()
     (tmp_path / "roots.pem").write_bytes(certificate)
@@ -198,8 +198,8 @@ async def test_token_endpoint_down(start, judged, tmp_path):
                 await asyncio.to_thread(service.__exit__, None, None, None)
 
 
-async def test_hundreds_at_once_on_one_key(start, judged, scale):
-    """In the library: of messages published at once on one key, those that fail and are tried again keep the order."""
+async def test_hundreds_of_messages_at_once_on_one_key(start, judged, scale):
+    """With the library, messages published concurrently on a key keep their order when failed ones are retried."""
     emulator, project = os.environ["PUBSUB_EMULATOR_HOST"], f"p-{uuid.uuid4().hex[:12]}"
     load = Load()
     with subscriber(emulator, project) as client:
@@ -231,7 +231,7 @@ async def test_hundreds_at_once_on_one_key(start, judged, scale):
 
 
 async def cut_now_and_then(passes: Proxy) -> None:
-    """Cut, and be silent for longer than the deadline, in turn."""
+    """Repeatedly reset connections, and then block answers for longer than the deadline."""
     while True:
         for _ in range(3):
             await asyncio.sleep(random.uniform(0, 0.05))

@@ -1,4 +1,4 @@
-"""Clients that send without end, never read, or stall, next to one that behaves well."""
+"""Hostile clients, which send endlessly, never read, or stall, next to a well-behaved one."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ MAX_BYTES_MB = 100
 """The default of `--max-bytes`."""
 
 MEMORY_MB = 100
-"""What the memory transport takes for the messages that it keeps."""
+"""Memory for the messages that the memory transport keeps."""
 
 SLOWEST_SECONDS = 5
-"""Ten times what these machines show: only a service that has stopped answering is slower."""
+"""Ten times the measured value: only a service that has stopped answering is slower."""
 
 EVENT = b'{"event_type":"order.placed","user_id":"u%d","order_id":"o","payload":{"v":%b}}'
 JSON = {"Content-Type": "application/json"}
@@ -31,7 +31,7 @@ HEAD = b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/js
 
 @define
 class Attack:
-    """What attackers have sent, and how a client that behaves well has fared."""
+    """What the attackers have sent, and the results of the well-behaved client."""
 
     port: int
     sent: int = 0
@@ -40,7 +40,7 @@ class Attack:
     slowest: float = 0.0
 
     async def flood(self, first: bytes, then: bytes, *, reads: bool = False) -> None:
-        """Send bytes without end on a connection, and another when it is closed, for as long as the attack lasts."""
+        """Send bytes endlessly, on a new connection whenever one is closed, until the end of the attack."""
         end = time.monotonic() + ATTACK_SECONDS
         while time.monotonic() < end:
             with contextlib.suppress(OSError, TimeoutError):
@@ -62,7 +62,7 @@ class Attack:
             writer.transport.abort()
 
     async def behave(self, call: str, done: asyncio.Event) -> None:
-        """Send a request every 20 ms, in turn on a connection of its own and on one that is kept."""
+        """Send a request every 20 ms, alternately on a new connection and on a kept one."""
         method, path = call.split()
         limits = httpx.Limits(max_keepalive_connections=1)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60, limits=limits) as client:
@@ -82,7 +82,7 @@ class Attack:
 async def attacked(
     request: pytest.FixtureRequest, served: Served, what: str, most_mb: float, call: str = "POST /events/ingest"
 ) -> AsyncIterator[Attack]:
-    """Run an attack, the block, next to a client that behaves well; then report and judge it.
+    """Run the block as an attack next to a well-behaved client; then report and check the results.
 
     The attack may add `most_mb` to the service's peak memory.
     """
@@ -116,32 +116,32 @@ async def memory(tmp_path) -> AsyncIterator[Served]:
         await asyncio.to_thread(service.__exit__, None, None, None)
 
 
-async def test_trailers_without_end(memory, request):
-    """Chunked bodies whose trailers never end: connections are closed, and memory stays."""
+async def test_endless_trailers(memory, request):
+    """Connections with endless trailers of chunked bodies are closed, and memory does not grow."""
     async with attacked(request, memory, "4 connections of trailers `a:`, one line after another", 20) as attack:
         first = HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
         await asyncio.gather(*(attack.flood(first, b"a:\r\n" * 16_000) for _ in range(4)))
 
 
-async def test_pipelining_without_reading(memory, request):
-    """Requests without end from clients that read no answer: they are no longer read, and memory stays."""
+async def test_pipelined_requests_without_reading(memory, request):
+    """Pipelined requests of clients that never read are no longer read, and memory does not grow."""
     async with attacked(request, memory, "4 connections of `GET /`, no answer read", 20) as attack:
         request_ = b"GET / HTTP/1.1\r\n\r\n"
         await asyncio.gather(*(attack.flood(request_, request_ * 3000) for _ in range(4)))
 
 
-async def test_events_pipelined_without_reading(memory, request):
-    """The same with sound events: each is published, until the client's answers fill the connection."""
+async def test_pipelined_events_without_reading(memory, request):
+    """The same with valid events: each is published, until unread answers fill the connection."""
     body = EVENT % (0, b"2")
     async with attacked(request, memory, "4 connections of events, no answer read", 20 + MEMORY_MB) as attack:
         event = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
         await asyncio.gather(*(attack.flood(event, event * 300) for _ in range(4)))
 
 
-async def test_bodies_that_stall(memory, request):
-    """138 bodies of 725 kB each that never end: other callers' events are published all the same."""
+async def test_stalled_bodies(memory, request):
+    """138 bodies of 725 kB each never end; other callers' events are still published."""
     async with attacked(
-        request, memory, "138 bodies that stop before their end, again when refused", MAX_BYTES_MB
+        request, memory, "138 bodies that stop before their end, again when rejected", MAX_BYTES_MB
     ) as attack:
         end = time.monotonic() + ATTACK_SECONDS
 
@@ -160,12 +160,12 @@ async def test_bodies_that_stall(memory, request):
 
 
 @pytest.mark.parametrize("payload", ["arrays", "text"])
-async def test_hung_broker(strictly, request, payload):
-    """80 callers of 1 MB events that the broker does not confirm: what waits is bounded in bytes, the rest is 503."""
+async def test_hanging_broker(strictly, request, payload):
+    """With a hanging broker, 80 callers send events of 1 MB: those that wait are limited in bytes, the rest are 503."""
     value = b"[" + b",".join([b"[]"] * 330_000) + b"]" if payload == "arrays" else b'"' + b"x" * 1_000_000 + b'"'
     async with strictly() as (served, server):
         server.script.extend([asyncio.Event()] * 100_000)
-        what = f"80 callers of 1 MB events ({payload}), again when refused"
+        what = f"80 callers of 1 MB events ({payload}), again when rejected"
         async with (
             attacked(request, served, what, 1.5 * MAX_BYTES_MB, "GET /livez") as attack,
             httpx.AsyncClient(timeout=60) as client,

@@ -1,4 +1,4 @@
-"""The service's log is not read."""
+"""Logs that nobody reads."""
 
 import asyncio
 
@@ -13,11 +13,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.emulator, pytest.mark.anyio]
 
 USERS = [f"user-{number}" for number in range(20)]
 PART = 300
-"""Events of each user before the messages are fetched: memory keeps the last 10,000."""
+"""Events of each user before the messages are read: the memory transport keeps the last 10,000."""
 
 
 async def test_unread_logs(request, scale, tmp_path):
-    """While its pipe is full each event is published in good time; then the dropped lines are counted."""
+    """While the log's pipe is full, events are published without delay; then dropped lines are counted."""
     load = Load()
     delivered: list[str] = []
     service = serving("--transport", "memory", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The service itself is stopped, killed, or starved; and callers behave badly."""
+"""Failures of the service and of callers: signals, missing resources, disconnects and slow clients."""
 
 import asyncio
 import os
@@ -24,8 +24,8 @@ HEAD = b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/js
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_stopped_under_load(world, start, judge_by_subscriber, tmp_path, number):
-    """What was answered 202 is delivered, and callers go on with the next instance; SIGTERM ends with status 0."""
+async def test_stop_under_load(world, start, judge_by_subscriber, tmp_path, number):
+    """Each event answered 202 is delivered, and callers continue with the next instance; SIGTERM ends with status 0."""
     load = Load()
     async with world() as w:
         callers = start(crowd(w.served.url, load, USERS, 40, pause=0.02))
@@ -46,8 +46,8 @@ async def test_stopped_under_load(world, start, judge_by_subscriber, tmp_path, n
             await asyncio.to_thread(service.__exit__, None, None, None)
 
 
-async def test_worker_dies(world, start, judge_by_subscriber):
-    """Of two workers one is killed under load; the other goes on, and a new one comes."""
+async def test_killed_worker_is_replaced(world, start, judge_by_subscriber):
+    """One of two workers is killed under load; the other continues, and a new one is started."""
     load = Load()
     async with world("--workers", "2") as w:
         callers = start(crowd(w.served.url, load, USERS, 60, pause=0.02))
@@ -74,8 +74,8 @@ def command_line(pid: int) -> bytes:
         return b""  # it has ended meanwhile
 
 
-async def test_callers_that_hang_up(world, start, judge_by_subscriber):
-    """Hundreds of callers hang up in the middle of a head, of a body, and before the answer."""
+async def test_callers_that_disconnect(world, start, judge_by_subscriber):
+    """Hundreds of callers disconnect within a head, within a body, or before the answer."""
     load = Load()
     body = b'{"event_type":"order.placed","user_id":"gone","order_id":"o","event_id":"gone:%d","payload":{}}'
     async with world() as w:
@@ -95,7 +95,7 @@ async def test_callers_that_hang_up(world, start, judge_by_subscriber):
 
 
 async def test_slow_bodies(world, judge_by_subscriber):
-    """Hundreds of bodies that come a byte at a time are answered 408, and hold nobody up."""
+    """Hundreds of bodies that arrive one byte at a time are answered 408, and delay no other request."""
     load = Load()
     async with world("--body-timeout", "2") as w:
         port = int(w.served.url.rpartition(":")[2])
@@ -117,7 +117,7 @@ async def test_slow_bodies(world, judge_by_subscriber):
 
 
 async def test_two_thousand_idle_connections(world, judge_by_subscriber):
-    """Connections that say nothing cost little, and hold nobody up."""
+    """Idle connections cost little, and delay no other request."""
     load = Load()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
@@ -134,7 +134,7 @@ async def test_two_thousand_idle_connections(world, judge_by_subscriber):
 
 
 async def test_file_descriptors_exhausted(world, start, judge_by_subscriber):
-    """While no connection can be accepted those that are there go on; then new ones are taken again."""
+    """While no connection can be accepted, existing ones continue; then new ones are accepted again."""
     load = Load()
     async with world() as w:
         port = int(w.served.url.rpartition(":")[2])
@@ -156,7 +156,7 @@ async def test_file_descriptors_exhausted(world, start, judge_by_subscriber):
 
 
 async def test_bodies_at_and_over_the_limit(world):
-    """A body of as many bytes as are allowed is published, one more is 413, whether its length is declared or not."""
+    """A body at the limit is published, one more byte is 413, with and without Content-Length."""
     async with (
         world("--max-body-bytes", "5000000") as w,
         httpx.AsyncClient(base_url=w.served.url, timeout=30) as client,
@@ -180,7 +180,7 @@ async def test_bodies_at_and_over_the_limit(world):
 
 
 async def test_clock_set_back(world, start, judge_by_subscriber, tmp_path):
-    """The clock that ids are made by goes an hour back, under load: they stay unique, and nothing else changes."""
+    """The clock is set back by an hour under load: event ids stay unique, and everything else works."""
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     load = Load()
     async with world(PYTHONPATH=str(tmp_path)) as w:

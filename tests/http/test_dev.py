@@ -1,5 +1,6 @@
-"""The development routes: who may use them."""
+"""The development routes: what they show, and to whom."""
 
+import json
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
+from tests.http.client import ingest, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -15,7 +17,7 @@ LISTED = ("shop.test", "172.16.0.0/12", "testclient", "testserver")
 
 
 async def answers(client: Any = ("127.0.0.1", 1), host: str = "localhost:8000", **headers: str) -> bool:
-    """Say whether /dev/messages answers a peer, and check the problem if it does not."""
+    """Return whether /dev/messages answers a peer; if not, check the problem."""
     app = create_app(Settings(transport="memory", dev_hosts=LISTED), transport=MemoryTransport())
     asgi = httpx.ASGITransport(app, client=client)
     async with httpx.AsyncClient(transport=asgi, base_url="http://localhost") as caller:
@@ -88,7 +90,7 @@ async def test_only_loopback_and_listed_hosts_are_answered(host, allowed):
     ],
 )
 async def test_only_pages_of_the_same_origin_are_answered(origin, allowed):
-    """Pages of other origins are refused, those of other servers on this machine included."""
+    """Pages of other origins are rejected, including those of other servers on this machine."""
     assert await answers(Origin=origin) is allowed
 
 
@@ -97,7 +99,7 @@ async def test_only_pages_of_the_same_origin_are_answered(origin, allowed):
     [(None, 200), (("/run/pulsecart.sock", None), 200), (("127.0.0.1", 8000), 403)],
 )
 async def test_peer_without_address_is_local_on_a_unix_socket_only(server, status):
-    """A Unix socket knows no peer address; a TCP connection without one was reset, and may be anyone's."""
+    """A Unix socket has no peer address; a TCP connection without one has been reset, and may be from any peer."""
     app = create_app(Settings(transport="memory"))
     sent: list[Any] = []
 
@@ -117,8 +119,8 @@ async def test_peer_without_address_is_local_on_a_unix_socket_only(server, statu
     assert sent[0]["status"] == status
 
 
-async def test_missing_or_repeated_host_is_refused():
-    """A request with no Host, or with two, is not answered."""
+async def test_missing_or_repeated_host_is_403():
+    """A request with no Host, or with two, is rejected."""
     app = create_app(Settings(transport="memory"))
     for hosts in ([], [(b"host", b"localhost"), (b"host", b"localhost")]):
         sent: list[Any] = []
@@ -129,3 +131,45 @@ async def test_missing_or_repeated_host_is_refused():
         scope = {"type": "http", "method": "GET", "path": "/dev/messages", "query_string": b"", "headers": hosts}
         await app(scope, None, send)
         assert sent[0]["status"] == 403
+
+
+async def test_numbers_are_shown_as_published(client, order_json):
+    """/dev/messages shows every digit of the data."""
+    await ingest(client, order_json().replace(b'"total": 1', b'"total": 89.90, "n": 123456789012345678901234567890'))
+    text = (await client.get("/dev/messages")).text
+    assert '{"total": 89.90, "n": 123456789012345678901234567890}' in text
+
+
+@pytest.mark.parametrize(
+    ("query", "event_ids"),
+    [
+        ("", ["1", "2", "3"]),
+        ("topic=pulsecart.commerce-events", ["1", "3"]),
+        ("event_type=product.viewed", ["2"]),
+        ("event_id=3", ["3"]),
+        ("user_id=u2", ["2", "3"]),
+        ("user_id=u2&event_type=order.placed", ["3"]),
+        ("user_id=nobody", []),
+    ],
+)
+async def test_messages_can_be_filtered(client, order_json, query, event_ids):
+    """Query parameters filter the list, which has the newest message last."""
+    await ingest(client, order_json(event_id="1"))
+    viewed = {"event_type": "product.viewed", "user_id": "u2", "session_id": "s", "payload": {}, "event_id": "2"}
+    await ingest(client, json.dumps(viewed).encode())
+    await ingest(client, order_json(event_id="3", user_id="u2"))
+    messages = (await client.get(f"/dev/messages?{query}")).json()["messages"]
+    assert [message["attributes"]["event_id"] for message in messages] == event_ids
+
+
+async def test_unknown_filter_is_400(client):
+    """A misspelled filter is an error that lists the filters; it does not return all messages."""
+    document = problem(await client.get("/dev/messages?user=u1"), 400, "bad-request")
+    assert "user_id" in document["detail"]
+
+
+async def test_delete_empties_the_list(client, order_json):
+    """DELETE removes all messages."""
+    await ingest(client, order_json())
+    assert (await client.delete("/dev/messages")).status_code == 204
+    assert (await client.get("/dev/messages")).json() == {"messages": []}

@@ -11,6 +11,7 @@ from pulsecart import BrokerUnavailable, TransportClosed
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
+from tests.http.client import problem, served
 from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +46,7 @@ async def test_not_ready_is_a_problem(error, type_):
 
 
 async def test_readiness_has_no_side_effects():
-    """GET /readyz names the topics that an emulator has lost, and leaves it to events to create them."""
+    """GET /readyz lists the topics that an emulator has lost, but does not create them."""
     async with strict_server([]) as server:
         app = create_app(Settings(transport="emulator", emulator_host=server.host, project="test"))
         async with app.router.lifespan_context(app), calling(app) as client:
@@ -67,8 +68,8 @@ async def test_unknown_path_with_a_malformed_host_is_404(host):
     assert response.json()["detail"] == "GET /nope: Not Found. Events go to POST /events/ingest."
 
 
-async def test_unknown_path_below_a_prefix_names_the_route_with_it():
-    """Mounted below a prefix, the hint of a 404 or 405 has the prefix."""
+async def test_unknown_path_below_a_prefix_names_the_prefixed_route():
+    """Below a mount prefix, the hint of a 404 or 405 includes the prefix."""
     outer = Starlette(routes=[Mount("/shop", create_app(Settings(transport="memory")))])
     async with calling(outer) as client:
         for path, status, phrase in (
@@ -78,3 +79,30 @@ async def test_unknown_path_below_a_prefix_names_the_route_with_it():
             response = await client.get(path)
             assert response.status_code == status
             assert response.json()["detail"] == f"GET {path}: {phrase}. Events go to POST /shop/events/ingest."
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez"])
+async def test_liveness_is_ok(path):
+    """/health and /livez answer ok."""
+    async with served() as client:
+        response = await client.get(path)
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+async def test_memory_is_always_ready(client):
+    """/readyz answers 200 on the memory transport."""
+    response = await client.get("/readyz")
+    assert (response.status_code, response.json()) == (200, {"status": "ready", "broker": "ok", "missing_topics": []})
+
+
+async def test_unreachable_broker_is_not_ready_unless_excluded(caplog):
+    """/readyz is 503 while the broker cannot be reached, unless it is excluded; the service starts and is live."""
+    async with strict_server([]) as server:
+        host = server.host
+    settings = Settings(transport="emulator", emulator_host=host, environment="staging", project="test")
+    async with served(settings=settings) as client:
+        assert "not available yet" in caplog.text
+        document = problem(await client.get("/readyz"), 503, "broker-unavailable")
+        assert document["broker"] == "unavailable"
+        assert (await client.get("/readyz?exclude=broker")).json() == {"status": "ready"}
+        assert (await client.get("/livez")).status_code == 200

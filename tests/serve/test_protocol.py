@@ -1,4 +1,4 @@
-"""The protocol class on real sockets, with any application, and with limits small enough to reach."""
+"""The protocol class on real sockets, with test applications and low limits."""
 
 import asyncio
 import json
@@ -180,8 +180,8 @@ def test_any_requests_in_any_pieces(kinds, cuts):
     assert asyncio.run(exchange()) == [bodies[kind] for kind in kinds]
 
 
-async def test_trailers_are_no_headers():
-    """Trailers never reach the application, whichever packets they come in."""
+async def test_trailers_are_not_headers():
+    """Trailers never reach the application, in whichever packets they arrive."""
     app = Echo()
     async with running(app) as service:
         client = await service.connect()
@@ -196,7 +196,7 @@ async def test_trailers_are_no_headers():
 
 @pytest.mark.parametrize("flood", [b"a:\r\n", b"a: b", b"\xff"], ids=["lines", "one line", "bytes"])
 async def test_trailers_over_limit_are_431(flood):
-    """Trailers that exceed the limit end the connection, also if they are one line without an end."""
+    """Trailers over the limit close the connection, also if they are a single line without an end."""
     async with running(Echo(), trailer_bytes=1000) as service:
         client = await service.connect()
         client.writer.write(CHUNKED + b"\r\n1\r\nx\r\n0\r\n" + flood * 3000)
@@ -205,7 +205,7 @@ async def test_trailers_over_limit_are_431(flood):
 
 
 async def test_chunk_extension_over_limit_is_431():
-    """A chunk's extension that does not end is not read for ever."""
+    """An endless chunk extension is not read."""
     async with running(Echo(), trailer_bytes=1000) as service:
         client = await service.connect()
         client.writer.write(CHUNKED + b"\r\n1;a=" + b"b" * 2000)
@@ -213,7 +213,7 @@ async def test_chunk_extension_over_limit_is_431():
 
 
 async def test_malformed_chunk_after_answer_began_closes():
-    """Where an answer has begun, a malformed rest of the request only ends the connection."""
+    """If an answer has begun, a malformed rest of the request only closes the connection."""
 
     async def early(_scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
@@ -263,8 +263,8 @@ async def test_pipelined_requests_wait_unparsed():
         assert (await client.answer())[0] == 200
 
 
-async def test_client_that_does_not_read_is_closed():
-    """A client that leaves its answers unread holds the application up for a bounded time, then is cut off."""
+async def test_client_that_does_not_read_is_disconnected():
+    """A client that does not read its answers pauses the application for a limited time, then is disconnected."""
     ended = asyncio.Event()
 
     async def large(_scope: Any, _receive: Any, send: Any) -> None:
@@ -286,7 +286,7 @@ async def test_client_that_does_not_read_is_closed():
 
 
 async def test_streamed_answer_waits_for_client():
-    """An application that streams faster than the client reads is held up, and goes on when the client reads."""
+    """An application that streams faster than the client reads is paused, and continues when the client reads."""
     sent = 0
 
     async def stream(_scope: Any, _receive: Any, send: Any) -> None:
@@ -308,7 +308,7 @@ async def test_streamed_answer_waits_for_client():
 
 
 async def test_stream_to_a_client_that_never_reads_ends():
-    """An application that streams to a client that never reads goes on when the connection has been given up."""
+    """An application that streams to a client that never reads continues when the connection has been closed."""
     ended = asyncio.Event()
 
     async def stream(_scope: Any, _receive: Any, send: Any) -> None:
@@ -327,8 +327,8 @@ async def test_stream_to_a_client_that_never_reads_ends():
 
 
 @pytest.mark.parametrize("request_", [GET, CLOSE], ids=["kept", "closed"])
-async def test_client_that_reads_late_gets_all(request_):
-    """A large answer that is read late, but in time, arrives whole; then the connection goes on, or ends."""
+async def test_client_that_reads_late_gets_everything(request_):
+    """A large answer that is read late, but in time, is complete; then the connection continues, or is closed."""
 
     async def large(scope: Any, _receive: Any, send: Any) -> None:
         await respond(send, b"x" * 20_000_000 if scope["path"] in {"/a", "/last"} else b"small")
@@ -347,8 +347,8 @@ async def test_client_that_reads_late_gets_all(request_):
         assert await client.closed()
 
 
-async def test_time_to_wait_starts_with_each_request():
-    """What was waited for earlier closes neither a connection whose request is in progress nor one used since."""
+async def test_timeout_starts_with_each_request():
+    """Earlier waiting times close neither a connection with a request in progress nor one used since."""
 
     async def slow(_scope: Any, _receive: Any, send: Any) -> None:
         await asyncio.sleep(0.2)
@@ -362,8 +362,8 @@ async def test_time_to_wait_starts_with_each_request():
             await asyncio.sleep(0.05)
 
 
-async def test_application_that_waits_in_front_of_another_request():
-    """An application that waits for its client to leave does not make the next request be read."""
+async def test_application_that_waits_before_another_request():
+    """If an application waits for its client to disconnect, the next request is still not read."""
     scopes = []
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
@@ -444,7 +444,7 @@ async def test_half_closed_client_gets_its_answers():
         assert await client.closed()
 
 
-async def test_half_closed_client_while_it_waits():
+async def test_half_closed_client_during_a_request():
     """An application that waits for more receives a disconnect; its answer is still delivered."""
 
     async def waits(_scope: Any, receive: Any, send: Any) -> None:
@@ -473,8 +473,8 @@ async def test_end_of_input_within_a_request_closes(part):
         await until(lambda: app.disconnects.is_set() or not app.started)
 
 
-async def test_early_answer_reaches_a_client_that_sends_on():
-    """An answer that comes before the body's end closes the connection, but only when the client can have read it."""
+async def test_early_answer_reaches_a_client_that_keeps_sending():
+    """An answer before the end of the body closes the connection, but only after the client could read it."""
 
     async def refuse(_scope: Any, _receive: Any, send: Any) -> None:
         await respond(send, b"no", 413)
@@ -490,8 +490,8 @@ async def test_early_answer_reaches_a_client_that_sends_on():
 
 
 @pytest.mark.parametrize("limits", [{"linger_bytes": 1000}, {"linger_seconds": 0.1}], ids=["bytes", "seconds"])
-async def test_rest_of_a_refused_body_is_bounded(limits):
-    """The rest of a body that nobody wants is read within limits of bytes and time."""
+async def test_rest_of_a_rejected_body_is_limited(limits):
+    """The rest of a body that is not needed is read within limits of bytes and time."""
 
     async def refuse(_scope: Any, _receive: Any, send: Any) -> None:
         await respond(send, b"no", 413)
@@ -504,8 +504,8 @@ async def test_rest_of_a_refused_body_is_bounded(limits):
         assert await client.closed()
 
 
-async def test_body_is_read_as_fast_as_the_application_takes_it():
-    """No more of a body is buffered than a fixed amount while the application does not ask for it."""
+async def test_body_is_read_as_fast_as_the_application_receives_it():
+    """While the application does not receive, only a fixed amount of a body is buffered."""
     gate = asyncio.Event()
     sizes: list[int] = []
 
@@ -530,8 +530,8 @@ async def test_body_is_read_as_fast_as_the_application_takes_it():
     assert max(sizes) < 200_000
 
 
-async def test_continue_is_sent_when_the_body_is_wanted():
-    """A client that expects to be asked for its body is asked when the application wants it, and only then."""
+async def test_continue_is_sent_when_the_body_is_received():
+    """100 Continue is sent when the application receives the body, and only then."""
     async with running(Echo()) as service:
         client = await service.connect()
         client.writer.write(POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
@@ -544,7 +544,7 @@ async def test_continue_is_sent_when_the_body_is_wanted():
 
 
 async def test_head_over_limit_is_431():
-    """A head is limited in bytes, however it comes, and one within the limit is read."""
+    """A head is limited in bytes, in however many pieces it arrives; one within the limit is read."""
     head = b"GET / HTTP/1.1\r\nX: %b\r\n\r\n"
     async with running(Echo(), head_bytes=1000) as service:
         fits = head % (b"a" * (1000 - len(head) + 2))
@@ -558,7 +558,7 @@ async def test_head_over_limit_is_431():
 
 
 async def test_slow_head_is_408():
-    """A head that trickles is answered 408, on a new connection and on one that has been used."""
+    """A head that arrives too slowly is answered 408, on a new connection and on a used one."""
     async with running(Echo(), head_seconds=0.1) as service:
         for used in (False, True):
             client = await service.connect()
@@ -571,7 +571,7 @@ async def test_slow_head_is_408():
 
 
 async def test_silent_connection_is_closed():
-    """A connection on which nothing comes, or only empty lines, is closed without an answer."""
+    """A connection without data, or with empty lines only, is closed without an answer."""
     async with running(Echo(), head_seconds=0.1, keep_alive=0.1) as service:
         for first in (b"", b"\r\n\r\n", GET, GET + b"\r\n"):
             client = await service.connect()
@@ -599,7 +599,7 @@ async def test_silent_connection_is_closed():
     ],
 )
 async def test_malformed_request_is_400(request_):
-    """What is not valid HTTP is answered as a problem, and the connection ends."""
+    """Invalid HTTP is answered with a problem, and the connection is closed."""
     async with running(Echo()) as service:
         client = await service.connect()
         client.writer.write(request_)
@@ -608,8 +608,8 @@ async def test_malformed_request_is_400(request_):
 
 
 @pytest.mark.parametrize("second", [b"no http\r\n\r\n", b"\x16\x03"], ids=["text", "bytes"])
-async def test_malformed_request_does_not_take_the_answer_before_it(second):
-    """A request is answered although what follows it on the connection is malformed."""
+async def test_malformed_request_does_not_affect_the_previous_one(second):
+    """A request is answered even if the following data on the connection is malformed."""
     async with running(Echo()) as service:
         client = await service.connect()
         client.writer.write(GET + second)
@@ -632,7 +632,7 @@ async def test_target_in_absolute_form():
     assert scope["client"][0] == scope["server"][0] == "127.0.0.1"
 
 
-async def test_root_path_is_in_front_of_the_path():
+async def test_root_path_is_prepended_to_the_path():
     """Behind a proxy that strips a prefix, the scope has the whole path."""
     app = Echo()
     async with running(app, root_path="/shop") as service:
@@ -643,8 +643,8 @@ async def test_root_path_is_in_front_of_the_path():
 
 
 @pytest.mark.parametrize("body", [b"\r\n", b"Content-Length: 2\r\n\r\nok"], ids=["no body", "body"])
-async def test_connection_close_is_obeyed(body):
-    """A client that asks for it has its connection closed behind the answer, which says so."""
+async def test_connection_close_is_respected(body):
+    """A client that sends Connection: close gets it in the answer, after which the connection is closed."""
     async with running(Echo(), keep_alive=60) as service:
         client = await service.connect()
         client.writer.write(b"POST / HTTP/1.1\r\nConnection: close\r\n" + body)
@@ -652,8 +652,8 @@ async def test_connection_close_is_obeyed(body):
         assert await client.closed()
 
 
-async def test_http_10_connection_ends():
-    """HTTP/1.0 has one request a connection."""
+async def test_http_10_connection_is_closed():
+    """HTTP/1.0 has one request per connection."""
     async with running(Echo()) as service:
         client = await service.connect()
         client.writer.write(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
@@ -682,7 +682,7 @@ async def test_answers_without_a_body():
 
 
 async def test_streamed_answer_is_chunked():
-    """An answer of unknown length is chunked, and its head does not wait for its first part."""
+    """An answer of unknown length is chunked, and its head is sent before its first part."""
     gate = asyncio.Event()
 
     async def stream(_scope: Any, _receive: Any, send: Any) -> None:
@@ -719,8 +719,8 @@ async def send_twice(_scope: Any, _receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("app", [crash, say_nothing, inject, send_twice])
-async def test_defective_application_is_500(app, caplog):
-    """Whatever an application does wrong before its answer is a problem for the caller, and a line in the log."""
+async def test_failing_application_is_500(app, caplog):
+    """Any error of an application before its answer is a problem for the caller, and is logged."""
     async with running(app) as service:
         client = await service.connect()
         client.writer.write(GET)
@@ -748,8 +748,8 @@ async def unfinished(_scope: Any, _receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("app", [too_long, too_short, unfinished])
-async def test_broken_answer_ends_short(app, caplog):
-    """Of an answer that turns out wrong after it has begun, the missing end tells the client."""
+async def test_invalid_answer_is_truncated(app, caplog):
+    """If an answer becomes invalid after it has begun, the client sees that its end is missing."""
     async with running(app) as service:
         client = await service.connect()
         client.writer.write(GET)
@@ -760,7 +760,7 @@ async def test_broken_answer_ends_short(app, caplog):
 
 
 async def test_error_after_the_answer_is_only_logged(caplog):
-    """What an application raises behind its answer does not harm the connection."""
+    """An exception of the application after its answer does not affect the connection."""
 
     async def late(_scope: Any, _receive: Any, send: Any) -> None:
         await respond(send, b"ok")
@@ -773,8 +773,8 @@ async def test_error_after_the_answer_is_only_logged(caplog):
         await until(lambda: caplog.text.count("ZeroDivisionError") >= 2)
 
 
-async def test_too_many_connections_close_the_one_that_waits_longest():
-    """At the limit, the connection that has been idle longest makes room for a new one."""
+async def test_too_many_connections_close_the_longest_idle_one():
+    """At the limit, the connection that has been idle longest is closed for a new one."""
     async with running(Echo(), max_connections=3) as service:
         clients = [await service.connect() for _ in range(3)]
         for client in clients:
@@ -812,8 +812,8 @@ async def test_too_many_busy_connections_are_503():
         assert [(await client.answer())[2] for client in busy] == [b"ok", b"ok"]
 
 
-async def test_shutdown_answers_what_is_in_progress():
-    """A server that stops closes idle connections at once, and busy ones behind their answer."""
+async def test_shutdown_finishes_requests_in_progress():
+    """A server that stops closes idle connections at once, and busy ones after their answer."""
     gate = asyncio.Event()
 
     async def slow(_scope: Any, _receive: Any, send: Any) -> None:
@@ -834,7 +834,7 @@ async def test_shutdown_answers_what_is_in_progress():
 
 
 async def test_cancelled_request_is_503(caplog):
-    """A request that the server cancels when its grace is over is answered, and raises no error."""
+    """A request that the server cancels after its grace period is answered, and logs no error."""
     caplog.set_level(logging.WARNING)
 
     async def slow(_scope: Any, _receive: Any, _send: Any) -> None:

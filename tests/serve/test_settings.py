@@ -101,7 +101,7 @@ def test_every_setting_is_read_from_its_variable():
 
 
 def test_empty_variable_counts_as_not_set():
-    """A shell passes PORT= for a default that is not set; that is no mistake."""
+    """A shell passes PORT= for a default that is not set; this is not an error."""
     assert read(PORT="", PULSECART_TRANSPORT="") == Settings(transport="memory")
 
 

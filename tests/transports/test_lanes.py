@@ -124,5 +124,5 @@ async def test_cancelled_task_fails_its_messages():
     await asyncio.sleep(0)
     for task in asyncio.all_tasks() - before:
         task.cancel()
-    with pytest.raises(BrokerUnavailable, match="ended before"):
+    with pytest.raises(BrokerUnavailable, match="stopped before"):
         await publishing

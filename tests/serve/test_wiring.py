@@ -1,0 +1,73 @@
+"""What `create_app` wires: settings, transport and routes."""
+
+from collections.abc import Callable
+from typing import Self
+
+import httpx
+import pytest
+
+from pulsecart.app import create_app
+from pulsecart.serve.settings import Settings
+from pulsecart.transports import MemoryTransport
+from tests.http.client import ingest, problem, served
+from tests.strict_server import strict_server
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_given_transport_is_opened_and_closed():
+    """The application opens a given transport at startup and closes it at shutdown."""
+    opened: list[str] = []
+
+    class Watched(MemoryTransport):
+        async def __aenter__(self) -> Self:
+            opened.append("opened")
+            return await super().__aenter__()
+
+        async def aclose(self) -> None:
+            opened.append("closed")
+            await super().aclose()
+
+    async with served(Watched()):
+        assert opened == ["opened"]
+    assert opened == ["opened", "closed"]
+
+
+async def test_missing_topic_is_logged_and_reported_by_readyz(caplog):
+    """Outside development a missing topic is not created, but logged at startup and reported by /readyz."""
+    async with strict_server(["pulsecart.user-actions", "pulsecart.system-events"]) as server:
+        settings = Settings(transport="emulator", emulator_host=server.host, environment="staging", project="test")
+        async with served(settings=settings) as client:
+            assert "pulsecart.commerce-events does not exist in project test" in caplog.text
+            response = await client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json()["missing_topics"] == ["pulsecart.commerce-events"]
+
+
+async def test_missing_topics_are_created_on_the_emulator_in_development(order_json):
+    """Missing topics are created at startup, and again by the next event if the emulator loses them."""
+    async with strict_server([]) as server:
+        settings = Settings(transport="emulator", emulator_host=server.host, project="test")
+        async with served(settings=settings) as client:
+            assert (await ingest(client, order_json())).status_code == 202
+            server.topics.clear()
+            assert (await ingest(client, order_json())).status_code == 202
+    assert [message.ordering_key for message in server.confirmed] == ["u1", "u1"]
+
+
+async def test_dev_messages_exists_only_in_development_on_memory():
+    """In other environments and on other transports, /dev/messages is 404."""
+    emulator = Settings(transport="emulator", emulator_host="127.0.0.1:1")
+    staging = Settings(transport="emulator", emulator_host="127.0.0.1:1", environment="staging")
+    for app in (create_app(emulator), create_app(staging, transport=MemoryTransport())):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            problem(await client.get("/dev/messages"), 404, "not-found")
+
+
+def test_settings_are_read_from_the_environment_by_default(monkeypatch):
+    """create_app() without arguments is a factory for any ASGI server."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
+    routes: Callable[[], set[str]] = lambda: {route.path for route in create_app().routes}  # noqa: E731
+    assert routes() == {"/events/ingest", "/health", "/livez", "/readyz"}
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST")
+    assert "/dev/messages" in routes()
