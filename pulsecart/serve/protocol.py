@@ -72,13 +72,14 @@ BODY_BYTES = 65_536
 """When more bytes of a body are waiting for the application, reading from the connection pauses."""
 
 _log = logging.getLogger("pulsecart.http")
-_buffer = bytearray(READ_BYTES)
 
 
 class _Shared:
     """State that the connections of a server share."""
 
     def __init__(self) -> None:
+        self.buffer = bytearray(READ_BYTES)
+        """What a read fills. It is emptied before the next, so that one buffer is enough for an event loop."""
         self.waiting: dict[HttpProtocol, None] = {}
         """Idle connections, in the order in which they became idle."""
         self.unsent: list[HttpProtocol] = []
@@ -134,6 +135,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._body: _Sized | _Chunked | None = None
         """Reads the rest of the request's body; None if the body is complete."""
         self._discarded = 0
+        self._write_timer: asyncio.TimerHandle | None = None
         self._due: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -157,17 +159,24 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if not self._shared.waiting:
                 self._refuse(_TOO_MANY_CONNECTIONS)
                 return
-            next(iter(self._shared.waiting)).close()
+            next(iter(self._shared.waiting)).evict()
         connections.add(self)
         self._wait(self._limits.head_seconds)
+
+    def evict(self) -> None:
+        """Close an idle connection at once, even if the client has not read its last answer."""
+        self.close()
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         """Disconnect the application, and remove the connection."""
         self._server_state.connections.discard(self)
         self._shared.waiting.pop(self, None)
         self._unread = b""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         if self._writable is not None:
             self._writable.set()
         if self._exchange is not None:
@@ -181,21 +190,26 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._exchange.keep_alive = False
 
     def pause_writing(self) -> None:
-        """Pause the application, for a limited time, since the client does not read."""
+        """Pause the application, and requests that follow, for a limited time, since the client does not read."""
         self._writable = asyncio.Event()
-        self._expect(self._limits.write_seconds, self._transport.abort)
+        self._write_timer = self._loop.call_later(self._limits.write_seconds, self._transport.abort)
+        if self._is_idle:
+            self._due = None  # it is the client's turn to read, not to send
 
     def resume_writing(self) -> None:
         """Resume the application."""
         assert self._writable is not None  # the transport calls the two methods alternately
+        assert self._write_timer is not None
+        self._write_timer.cancel()
         self._writable.set()
         self._writable = None
-        if self._transport.is_closing():
-            return  # keep the time limit for reading the last answer
-        if self._exchange is None:
+        if self._is_idle:
             self._wait(self._keep_alive_seconds)
-        else:
-            self._due = None
+        self._loop.call_soon(self._advance)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self in self._shared.waiting and not self._searched
 
     async def drained(self) -> None:
         """Wait until the client has read enough or the connection is lost."""
@@ -266,12 +280,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # Requests.
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 (asyncio's signature)
-        """Return the buffer that all connections share: it is emptied after each read."""
-        return _buffer
+        """Return the buffer that all connections share."""
+        return self._shared.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Process the bytes in the buffer."""
-        self.data_received(bytes(memoryview(_buffer)[:nbytes]))
+        self.data_received(bytes(memoryview(self._shared.buffer)[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Process bytes from the client."""
@@ -291,7 +305,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         while self._unread and not self._transport.is_closing():
             if self._body is not None:
                 self._read_body(self._body)
-            elif self._exchange is not None:
+            elif self._exchange is not None or self._writable is not None:
                 self._pause_reading()
                 return
             elif not self._read_head():
@@ -344,7 +358,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             expects_continue=head.expects_continue,
             default_headers=self._server_state.default_headers,
         )
-        task = self._loop.create_task(exchange.run(self._app))
+        # In a copy of the connection's context: this code may run in that of the previous request.
+        task = self._loop.create_task(exchange.run(self._app), context=self._context.copy())
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
         task.add_done_callback(exchange.stop)
@@ -396,8 +411,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             self._wait(self._keep_alive_seconds)
             if self._unread:
-                # In the connection's context: this code runs in the context of the previous request.
-                self._loop.call_soon(self._advance, context=self._context)
+                self._loop.call_soon(self._advance)
             else:
                 self._resume_reading()
 
@@ -412,8 +426,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
         exchange, self._exchange, self._body = self._exchange, None, None
         if exchange is not None:
             exchange.disconnect()
-        if exchange is None or not exchange.started:
+        if exchange is None:
             self.write(answer(problem, self._server_state.default_headers))
+        elif exchange.is_unanswered:
+            exchange.write_problem(problem)
         self.close()
 
 
@@ -425,7 +441,7 @@ class _Head:
         self._headers: list[tuple[bytes, bytes]] = []
         self._complete = False
         self._length = 0
-        self._chunked = False
+        self._codings: list[bytes] = []
         self.keep_alive = False
         self.expects_continue = False
 
@@ -444,6 +460,9 @@ class _Head:
         finally:
             del self._parser  # a reference cycle, which only the garbage collector would free
         if not self._complete or self._version not in {"1.1", "1.0"}:
+            return False
+        # The parser does not look at codings if there is an offer to upgrade, and accepts codings that nobody decodes.
+        if self._codings and (self._codings != [b"chunked"] or self._length or self._version == "1.0"):
             return False
         try:
             self._target = _target(self._url)
@@ -465,7 +484,7 @@ class _Head:
 
     def body(self, trailer_bytes: int, take: Callable[[bytes], None]) -> "_Sized | _Chunked | None":
         """Return a reader that calls `take` with the parts of the body, or None if there is no body."""
-        if self._chunked:
+        if self._codings:
             return _Chunked(trailer_bytes, take)
         return _Sized(self._length, take) if self._length else None
 
@@ -478,7 +497,7 @@ class _Head:
         if name == b"content-length":
             self._length = int(value)  # below 2**64: the parser rejects other values and repeated headers
         elif name == b"transfer-encoding":
-            self._chunked = True  # the parser rejects other final codings
+            self._codings.append(value.lower())
         elif name == b"expect":
             self.expects_continue = value.lower() == b"100-continue"
 
@@ -488,6 +507,7 @@ class _Head:
         self._method = self._parser.get_method()
         self._version = self._parser.get_http_version()
         self.keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
+        self.expects_continue &= self._version == "1.1"  # RFC 9110, section 10.1.1
 
 
 class _Sized:
@@ -623,7 +643,8 @@ class _Exchange:
         self.started = self.complete = False
         self._head = b""
         self._chunked = False
-        self._length = 0
+        self._length: int | None = 0
+        """What is still to come of a body of declared length; None if the length is not known."""
 
     # Called by the connection.
 
@@ -670,13 +691,22 @@ class _Exchange:
         """Answer a request whose task was cancelled, possibly before it ran. Only a server that stops does that."""
         self._fail(SHUTTING_DOWN)
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether nothing of an answer has been written. Its head may be waiting for the first part of its body."""
+        return not self.started or bool(self._head)
+
+    def write_problem(self, problem: Problem) -> None:
+        """Write a whole answer."""
+        self.started, self._head = True, b""
+        self._protocol.write(answer(problem, self._default_headers, with_body=self.scope["method"] != "HEAD"))
+
     def _fail(self, problem: Problem) -> None:
         if self.complete or self._disconnected:
             return
         self.complete = True
-        if not self.started:
-            self.started = True
-            self._protocol.write(answer(problem, self._default_headers))
+        if self.is_unanswered:
+            self.write_problem(problem)
         # If the answer has begun, the client detects that it is incomplete by its missing end.
         self._protocol.ended(keep_alive=False)
 
@@ -696,9 +726,10 @@ class _Exchange:
             if self._at_end:
                 break
             self._protocol.want_more()
-            self._arrived = asyncio.Event()
+            if self._arrived is None:
+                self._arrived = asyncio.Event()
+            self._arrived.clear()
             await self._arrived.wait()
-            self._arrived = None
         return {"type": "http.disconnect"}
 
     async def send(self, message: Mapping[str, Any]) -> None:
@@ -734,13 +765,16 @@ class _Exchange:
         if self.scope["method"] == "HEAD" or status in {204, 304}:
             self._length = 0
         elif not sized:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            self._length = None
+            # HTTP/1.0 has no chunks: there the end of the connection is that of the body.
+            if self.scope["http_version"] != "1.0":
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
         self._head = b"".join((_status_line(status), *lines, b"\r\n"))
         if self._head.count(b"\n") != len(lines) + 2 or self._head.count(b"\r") != len(lines) + 2:
             raise RuntimeError("a header of the response contains a line break")
         self.started = True
-        if self._chunked:
+        if self._length is None:
             self._flush(b"")
             self._protocol.flush()  # the first part of a stream may take a while
 
@@ -749,7 +783,7 @@ class _Exchange:
             body = b""
         elif self._chunked:
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
-        else:
+        elif self._length is not None:
             self._length -= len(body)
             if self._length < 0 or (self._length and not more):
                 raise RuntimeError("the length of the response differs from its Content-Length")
@@ -767,12 +801,13 @@ class _Exchange:
             self._protocol.write(head + body)
 
 
-def answer(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def answer(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]], *, with_body: bool = True) -> bytes:
     """Return a complete answer, after which the connection is closed."""
     response = problem.response()
     headers = [*default_headers, *response.raw_headers, (b"connection", b"close")]
     lines = [b"%b: %b\r\n" % header for header in headers if header != (b"connection", b"close")]
-    return b"".join((_status_line(problem.status), *lines, b"connection: close\r\n\r\n", bytes(response.body)))
+    body = bytes(response.body) if with_body else b""
+    return b"".join((_status_line(problem.status), *lines, b"connection: close\r\n\r\n", body))
 
 
 def _status_line(status: int) -> bytes:

@@ -1,6 +1,7 @@
 """The protocol class on real sockets, with test applications and low limits."""
 
 import asyncio
+import contextvars
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -594,6 +595,10 @@ async def test_silent_connection_is_closed():
         b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
         POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         CHUNKED + b"\r\nno size\r\n",
+        CHUNKED + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         CHUNKED + b"\r\n1\r\nxy\r\n0\r\n\r\n",
         CHUNKED + b"\r\n0\r\nno trailer\r\n\r\n",
     ],
@@ -747,6 +752,51 @@ async def unfinished(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ab", "more_body": True})
 
 
+async def start_and_crash(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+    raise ZeroDivisionError
+
+
+async def test_failure_before_the_first_byte_is_500():
+    """An application that fails when it has announced an answer, but sent nothing of it, is answered for."""
+    async with running(start_and_crash) as service:
+        client = await service.connect()
+        client.writer.write(GET)
+        await client.problem(500, "internal-error")
+
+
+async def test_problem_for_head_has_no_body():
+    """A HEAD request that fails has the headers of the problem only."""
+    async with running(crash) as service:
+        client = await service.connect()
+        client.writer.write(GET.replace(b"GET", b"HEAD"))
+        async with asyncio.timeout(10):
+            received = await client.reader.read()
+    assert received.startswith(b"HTTP/1.1 500 ")
+    assert received.endswith(b"\r\n\r\n")
+
+
+async def test_http_10_has_neither_chunks_nor_continue():
+    """An answer of unknown length to HTTP/1.0 ends with the connection; Expect is ignored."""
+
+    async def stream(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"hel", "more_body": True})
+        await send({"type": "http.response.body", "body": b"lo"})
+
+    async with running(stream) as service:
+        client = await service.connect()
+        client.writer.write(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        await until(lambda: service.state.tasks)
+        client.writer.write(b"ok")
+        async with asyncio.timeout(10):
+            head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in head
+    assert body == b"hello"
+
+
 @pytest.mark.parametrize("app", [too_long, too_short, unfinished])
 async def test_invalid_answer_is_truncated(app, caplog):
     """If an answer becomes invalid after it has begun, the client sees that its end is missing."""
@@ -789,6 +839,90 @@ async def test_too_many_connections_close_the_longest_idle_one():
         for client in (clients[0], clients[2]):
             client.writer.write(GET)
             await client.echo()
+
+
+async def test_idle_connection_with_an_unread_answer_is_evicted_at_once():
+    """Connections that make room do not stay because their clients do not read: the limit holds."""
+
+    async def large(_scope: Any, _receive: Any, send: Any) -> None:
+        await respond(send, b"x" * 8_000_000)
+
+    async with running(large, max_connections=3) as service:
+        for number in range(8):
+            client = await service.connect()
+            client.writer.transport.pause_reading()
+            client.writer.write(GET)
+            await until(lambda number=number: service.state.total_requests > number)
+            await until(lambda: len(service.state.connections) <= 3)
+
+
+async def test_pipelined_client_that_does_not_read_is_closed():
+    """A client that sends request after request and reads nothing is cut off, even between two answers."""
+
+    async def medium(_scope: Any, _receive: Any, send: Any) -> None:
+        await respond(send, b"x" * 50_000)
+
+    async with running(medium, write_seconds=0.3, keep_alive=60) as service:
+        client = await service.connect()
+        client.writer.transport.pause_reading()
+        client.writer.write(GET * 5000)
+        await until(lambda: service.state.total_requests)
+        await until(lambda: not service.state.connections)
+
+
+async def test_context_of_a_request_does_not_reach_the_next():
+    """What an application sets in its context is not seen by later requests of the connection."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    seen: list[str] = []
+
+    async def setting(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(variable.get())
+        variable.set(scope["path"])
+        while (await receive())["more_body"]:
+            pass
+        await respond(send, b"ok")
+
+    async with running(setting) as service:
+        client = await service.connect()
+        for _ in range(2):
+            client.writer.write(POST + b"Content-Length: 400000\r\n\r\n" + b"x" * 400_000 + GET)
+            for _ in range(2):
+                await client.answer()
+    assert seen == ["none"] * 4
+
+
+async def test_two_tasks_may_receive():
+    """Two tasks of an application that wait for the body are both woken."""
+
+    async def both(_scope: Any, receive: Any, send: Any) -> None:
+        async with asyncio.timeout(5):
+            kinds = [message["type"] for message in await asyncio.gather(receive(), receive())]
+        await respond(send, " ".join(sorted(kinds)).encode())
+
+    async with running(both) as service:
+        client = await service.connect()
+        client.writer.write(POST + b"Content-Length: 2\r\n\r\n")
+        await until(lambda: service.state.tasks)
+        client.writer.write(b"ok")
+        await asyncio.sleep(0.05)
+        client.writer.write_eof()
+        assert (await client.answer())[2] == b"http.disconnect http.request"
+
+
+async def test_lingering_connection_is_closed_although_its_answer_was_read_late():
+    """An early large answer that is read slowly does not turn the rest of the body into an idle connection."""
+
+    async def early(_scope: Any, _receive: Any, send: Any) -> None:
+        await respond(send, b"x" * 8_000_000)
+
+    async with running(early, linger_seconds=0.3, keep_alive=60) as service:
+        client = await service.connect()
+        client.writer.transport.pause_reading()
+        client.writer.write(POST + b"Content-Length: 100\r\n\r\n")
+        await until(lambda: service.state.total_requests)
+        client.writer.transport.resume_reading()
+        assert len((await client.answer())[2]) == 8_000_000
+        assert await client.closed()
 
 
 async def test_too_many_busy_connections_are_503():
