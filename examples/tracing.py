@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from pulsecart import Message, Producer
 from pulsecart.events import OrderPlaced
-from pulsecart.telemetry import EventIdGenerator, EventSampler
+from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry
 from pulsecart.transports import MemoryTransport
 
 collected = InMemorySpanExporter()
@@ -42,7 +42,7 @@ def tree(spans: list[ReadableSpan], parent: int | None = None, depth: int = 0) -
 
 
 async def main() -> None:
-    # A host that has a provider of its own gives it these two; `pulsecart serve` does so by itself.
+    # A host that has a provider of its own gives it these two; `pulsecart serve` does so too.
     producers = TracerProvider(id_generator=EventIdGenerator(), sampler=EventSampler(ALWAYS_ON))
     producers.add_span_processor(SimpleSpanProcessor(collected))
     trace.set_tracer_provider(producers)
@@ -50,7 +50,7 @@ async def main() -> None:
     consumers.add_span_processor(SimpleSpanProcessor(collected))
 
     transport = MemoryTransport()
-    receipt = await Producer(transport).publish(
+    receipt = await Producer(transport, observer=Telemetry()).publish(
         OrderPlaced(user_id="user-1", order_id="order-1", payload={"total": 89.9})
     )
     consume(transport.messages[0], consumers.get_tracer("parcels"))

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_value
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
-from pulsecart.telemetry.tracing import CALLER, SAMPLED, event_trace_id
+from pulsecart.telemetry.tracing import CALLER, DECIDED, SAMPLED, root_trace_id
 
-__all__ = ["EventIdGenerator", "EventSampler"]
+__all__ = ["EventIdGenerator", "EventSampler", "sampling_of"]
 
 
 class EventIdGenerator(RandomIdGenerator):
@@ -22,7 +23,7 @@ class EventIdGenerator(RandomIdGenerator):
 
     def generate_trace_id(self) -> int:
         """Return the trace id for a new root span."""
-        return event_trace_id.get() or super().generate_trace_id()
+        return root_trace_id.get() or super().generate_trace_id()
 
     def is_trace_id_random(self) -> bool:
         """Return False: the ids are random enough, but older Go SDKs drop a traceparent that says so."""
@@ -32,7 +33,7 @@ class EventIdGenerator(RandomIdGenerator):
 class EventSampler(Sampler):
     """Decides as `sampler` does, and for an event's spans by two rules.
 
-    An event's root is sampled by its trace id or, where the sampler respects parents, by its caller's flag. A request
+    An event's root is sampled by its trace id or, if the sampler respects parents, by its caller's flag. A request
     with several messages is sampled if any of their events is.
     """
 
@@ -50,6 +51,9 @@ class EventSampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """Decide about a span that is about to start."""
+        decided = get_value(DECIDED, parent_context)
+        if isinstance(decided, SamplingResult):
+            return decided
         caller = get_value(CALLER, parent_context)
         if isinstance(caller, SpanContext) and caller.trace_flags.sampled:
             parent = trace.set_span_in_context(NonRecordingSpan(_remote(caller)), Context())
@@ -68,3 +72,17 @@ class EventSampler(Sampler):
 
 def _remote(context: SpanContext) -> SpanContext:
     return SpanContext(context.trace_id, context.span_id, is_remote=True, trace_flags=context.trace_flags)
+
+
+def sampling_of(provider: trace.TracerProvider) -> tuple[EventSampler, EventIdGenerator] | None:
+    """Return the sampler and the id generator of a provider, if they are those above.
+
+    With these, what is decided before a span is started holds when it is started.
+    """
+    if (
+        isinstance(provider, TracerProvider)
+        and isinstance(provider.sampler, EventSampler)
+        and isinstance(provider.id_generator, EventIdGenerator)
+    ):
+        return provider.sampler, provider.id_generator
+    return None

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler
 
-from pulsecart.telemetry import EventIdGenerator, EventSampler, tracing
+from pulsecart.telemetry import EventIdGenerator, EventSampler
 
 
 class Spans:
@@ -45,7 +45,6 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
         )
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-        monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("pulsecart"))
         return Spans(exporter)
 
     return turn_on

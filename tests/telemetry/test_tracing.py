@@ -320,12 +320,14 @@ def test_sampling_is_even_and_the_same_for_the_same_id(traced, new_id, ratio):
     traced(TraceIdRatioBased(ratio))
     ids = [new_id() for _ in range(2000)]
 
-    producer = Producer(MemoryTransport())
+    prepare, observer = Producer(MemoryTransport()).prepare, Telemetry()
 
     def sampled(event_id: str) -> bool:
-        span = tracing.start_create(producer.prepare(placed(event_id=event_id)), "")
-        assert f"{span.get_span_context().trace_id:032x}" == trace_id_of(event_id)
-        return span.get_span_context().trace_flags.sampled
+        observed = observer.publishing(prepare(placed(event_id=event_id)))
+        _version, trace_id, _span_id, flags = observed.attributes["traceparent"].split("-")
+        observed.published("1")
+        assert trace_id == trace_id_of(event_id)
+        return flags == "01"
 
     found = [sampled(event_id) for event_id in ids]
     deviation = (ratio * (1 - ratio) / len(ids)) ** 0.5
@@ -370,7 +372,7 @@ async def test_a_callers_tracestate_is_left_aside(spans, order_json, header, cap
 async def test_a_hosts_own_spans_have_traces_of_their_own(spans):
     """The trace id of an event is for its root alone, not for what the same task starts next."""
     receipt = await Producer(MemoryTransport(), observer=Telemetry()).publish(placed())
-    tracing._tracer.start_span("the host's own").end()
+    trace.get_tracer("host").start_span("the host's own").end()
     assert f"{spans.one('the host').context.trace_id:032x}" != receipt.trace_id
 
 
