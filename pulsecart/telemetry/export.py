@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pulsecart.limits import MAX_REQUEST_MESSAGES
-from pulsecart.telemetry import metrics, tracing
+from pulsecart.telemetry import durations, metrics, tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -194,14 +194,32 @@ def _set_up_metrics(exporters: list[str], resource: "Resource", failures: "_Fail
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-    readers = [
-        PeriodicExportingMetricReader(failures.told(_load(exporter)(), "metrics"))
-        for exporter in exporters
-        if exporter != "none"
-    ]
+    in_tables = _durations_in_tables()
+    readers = []
+    for name in exporters:
+        if name != "none":
+            exporter = failures.told(_load(name)(), "metrics")
+            if in_tables:
+                exporter = durations.exported(exporter, "pulsecart", metrics.DURATIONS, delta=_is_delta(name))
+            readers.append(PeriodicExportingMetricReader(exporter))
     provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
     set_meter_provider(provider)
+    if in_tables:
+        metrics.tabulate()
     return provider.force_flush
+
+
+def _durations_in_tables() -> bool:
+    """Return whether durations are wanted in the form that our tables have: explicit buckets, traces as exemplars."""
+    aggregation = _variable("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION").lower()
+    exemplars = _variable("OTEL_METRICS_EXEMPLAR_FILTER").lower()
+    return aggregation in ("", "explicit_bucket_histogram") and exemplars in ("", "trace_based")
+
+
+def _is_delta(exporter: str) -> bool:
+    """Return whether an exporter wants of a histogram what has been added since it was last exported."""
+    preference = _variable("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE").upper()
+    return exporter != _CONSOLE["metrics"] and preference in ("DELTA", "LOWMEMORY")
 
 
 async def _in_bounds(flush: Callable[[], object]) -> None:

@@ -113,8 +113,9 @@ class _Sending:
     def ended(self, error_type: str) -> None:
         if error_type:
             tracing.fail(self._span, error_type)
+        seconds = perf_counter() - self._started
+        metrics.send_ended(self._topic, self._count, self._server, seconds, error_type, self._span)
         self._span.end()
-        metrics.send_ended(self._topic, self._count, self._server, perf_counter() - self._started, error_type)
 
 
 class _Request:
@@ -138,8 +139,9 @@ class _Request:
     def ended(self, status: int) -> None:
         if self._token is not None:
             contexts.detach(self._token)
+        seconds = perf_counter() - self._started
+        metrics.request_ended(self._method, self._route, self._scheme, status, seconds, self._span)
         tracing.end_request(self._span, status)
-        metrics.request_ended(self._method, self._route, self._scheme, status, perf_counter() - self._started)
 
 
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})

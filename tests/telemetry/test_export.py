@@ -82,6 +82,49 @@ def test_metrics_alone_can_be_exported(tmp_path):
         assert collects.spans == []
 
 
+@pytest.mark.parametrize(("preference", "temporality"), [("", 2), ("cumulative", 2), ("delta", 1), ("LowMemory", 1)])
+def test_durations_are_exported_in_the_preferred_temporality(tmp_path, preference, temporality):
+    """A histogram has the standard buckets, and the trace of a sampled request as an exemplar."""
+    with collector("http/protobuf") as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": preference,
+            "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            assert post(served).status_code == 202
+            served.stop()
+        metric = collects.metrics["http.server.request.duration"]
+        (request,) = [span for span in collects.spans if span.name.startswith("POST")]
+    assert (metric.unit, metric.histogram.aggregation_temporality) == ("s", temporality)
+    (point,) = [
+        point
+        for point in metric.histogram.data_points
+        if any(pair.value.string_value == "/events/ingest" for pair in point.attributes)
+    ]
+    assert list(point.explicit_bounds) == [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+    assert point.count == sum(point.bucket_counts) == 1
+    assert 0 < point.min == point.max == point.sum
+    (exemplar,) = point.exemplars
+    assert (exemplar.trace_id, exemplar.span_id) == (request.trace_id, request.span_id)
+    assert exemplar.as_double == point.sum
+
+
+def test_exponential_histograms_are_exported_if_they_are_asked_for(tmp_path):
+    """The variable for the aggregation holds for durations."""
+    with collector("grpc") as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "base2_exponential_bucket_histogram",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            assert post(served).status_code == 202
+            served.stop()
+        metric = collects.metrics["http.server.request.duration"]
+    assert [point.count for point in metric.exponential_histogram.data_points] == [1]
+
+
 def test_every_worker_exports(tmp_path):
     """With two processes the spans of each reach the collector, from instances of their own."""
     with collector("grpc") as collects:

@@ -205,5 +205,5 @@ async def test_what_is_in_flight_can_be_seen(read):
 def test_batch_sizes_fall_into_few_classes(grown, count, name):
     """However large a request is, its label is one of four."""
     grown("pulsecart.requests")
-    metrics.send_ended("t", count, ("h", 1), 0.1)
+    Telemetry().sending("t", count, [], ("h", 1)).ended("")
     assert grown("pulsecart.requests") == points(({"messaging.destination.name": "t", "pulsecart.batch.size": name}, 1))
