@@ -11,8 +11,10 @@ import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, TraceIdRatioBased
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
 from pulsecart import (
@@ -29,7 +31,7 @@ from pulsecart import (
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
-from pulsecart.telemetry import EventSampler, Telemetry, tracing
+from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry, tracing
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server
 
@@ -260,8 +262,147 @@ async def test_an_event_is_sampled_by_its_callers_flag(traced, order_json, flag,
     assert message.attributes["traceparent"][3:35] == trace_id_of(message.attributes["event_id"])
 
 
+LOW_TRACE, HIGH_TRACE = "4bf92f3577b34da60000000000000001", "4bf92f3577b34da6ffffffffffffffff"
+LOW_EVENT, HIGH_EVENT = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
+
+
+@pytest.mark.parametrize(
+    ("callers", "caller", "traced_events"),
+    [
+        ("always", (LOW_TRACE, "01"), {LOW_EVENT, HIGH_EVENT}),
+        ("always", (HIGH_TRACE, "01"), {LOW_EVENT, HIGH_EVENT}),
+        ("always", (HIGH_TRACE, "00"), {LOW_EVENT}),
+        ("ratio", (LOW_TRACE, "01"), {LOW_EVENT, HIGH_EVENT}),
+        ("ratio", (HIGH_TRACE, "01"), {LOW_EVENT}),
+        ("ratio", (LOW_TRACE, "00"), {LOW_EVENT}),
+        ("never", (LOW_TRACE, "01"), {LOW_EVENT}),
+        ("never", (HIGH_TRACE, "01"), {LOW_EVENT}),
+        ("never", (LOW_TRACE, "00"), {LOW_EVENT}),
+    ],
+)
+async def test_a_callers_flag_counts_as_the_setting_says(traced, order_json, callers, caller, traced_events):
+    """Of sampled callers all, those whose trace id is below the ratio, or none have their events traced."""
+    (trace_id, flag), spans, transport = caller, traced(TraceIdRatioBased(0.5)), MemoryTransport()
+    async with posting(transport, trace_callers=callers) as post:
+        for event_id in (LOW_EVENT, HIGH_EVENT):
+            await post(order_json(event_id=event_id), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
+    assert {span.attributes["cloudevents.event_id"] for span in spans("create")} == traced_events
+    for message in transport.messages:
+        sampled = message.attributes["event_id"] in traced_events
+        assert message.attributes["traceparent"].endswith(f"-{int(sampled):02x}")
+
+
+@pytest.mark.parametrize(
+    ("callers", "caller", "recorded"),
+    [
+        ("always", (HIGH_TRACE, "01"), True),
+        ("always", (LOW_TRACE, "00"), False),
+        ("ratio", (LOW_TRACE, "01"), True),
+        ("ratio", (HIGH_TRACE, "01"), False),
+        ("ratio", (LOW_TRACE, "00"), False),
+        ("never", (LOW_TRACE, "01"), True),
+        ("never", (LOW_TRACE, "00"), True),
+        ("never", (HIGH_TRACE, "01"), False),
+    ],
+)
+async def test_a_request_is_sampled_as_the_setting_says(traced, order_json, callers, caller, recorded):
+    """The span of a request follows its caller's trace in any case; with `never` its trace id alone decides."""
+    (trace_id, flag), spans = caller, traced(TraceIdRatioBased(0.5))
+    async with posting(MemoryTransport(), trace_callers=callers) as post:
+        response = await post(order_json(), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
+    _version, answered, _span_id, answered_flag = response.headers["traceresponse"].split("-")
+    assert (answered, answered_flag) == (trace_id, f"{int(recorded):02x}")
+    assert [f"{span.parent.span_id:016x}" for span in spans("POST")] == [CALLER_SPAN] * recorded
+
+
+@pytest.mark.parametrize(("environment", "recorded"), [("dev", 1), ("staging", 0), ("prod", 0)])
+async def test_only_in_development_every_sampled_caller_counts_by_default(traced, order_json, environment, recorded):
+    """Elsewhere a caller cannot have more traced than the ratio."""
+    spans, transport = traced(ALWAYS_OFF), MemoryTransport()
+    settings = Settings(transport="pubsub", project="shop", environment=environment)
+    app = create_app(settings, transport=transport)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        headers = {"Content-Type": "application/json", "traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"}
+        await client.post("/events/ingest", content=order_json(), headers=headers)
+    assert len(spans("create")) == len(spans("POST")) == recorded
+
+
+@pytest.mark.parametrize("flag", ["00", "01"])
+async def test_an_unsampled_event_in_a_sampled_request_is_linked_and_sends_no_span(traced, broker, order_json, flag):
+    """The request's span names the event's trace, and is not the parent of the event's send."""
+    spans = traced(TraceIdRatioBased(0.5))
+    limits, observer = Limits(deadline=2), Telemetry()
+    trace_id = LOW_TRACE
+    async with (
+        EmulatorTransport(project="test", host=broker.host, limits=limits, observer=observer) as transport,
+        posting(transport, trace_callers="never") as post,
+    ):
+        response = await post(order_json(event_id=HIGH_EVENT), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
+    assert response.status_code == 202
+    assert (spans("create"), spans("send")) == ([], [])
+    (link,) = spans.one("POST").links
+    (sent,) = broker.messages
+    assert sent.attributes["traceparent"] == f"00-{trace_id_of(HIGH_EVENT)}-{link.context.span_id:016x}-00"
+
+
+class Deciding(Sampler):
+    """A host's own sampler: remembers what it was asked, and decides as it is told."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        self.asked = []
+
+    def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, **_others):
+        self.asked.append((name, kind, f"{trace_id:032x}", dict(attributes)))
+        state = trace.TraceState([("vendor", "x")])
+        return SamplingResult(self.decision, {**attributes, "by": "a host"}, state)
+
+    def get_description(self) -> str:
+        return "Deciding"
+
+
+@pytest.mark.parametrize("decision", list(Decision))
+async def test_a_hosts_sampler_is_asked_once_for_each_span(traced, order_json, decision):
+    """It sees name, kind, trace id and attributes; its decision, attributes and tracestate hold."""
+    sampler, transport = Deciding(decision), MemoryTransport()
+    spans = traced(sampler)
+    async with posting(transport) as post:
+        response = await post(order_json())
+    event_id, trace_id = response.json()["event_id"], response.json()["trace_id"]
+    (request, create) = sampler.asked
+    assert request[:2] == ("POST /events/ingest", SpanKind.SERVER)
+    assert create[:3] == (f"create {TOPIC}", SpanKind.PRODUCER, trace_id)
+    assert create[3]["cloudevents.event_id"] == event_id
+    (message,) = transport.messages
+    flag = "01" if decision is Decision.RECORD_AND_SAMPLE else "00"
+    assert message.attributes["traceparent"].startswith(f"00-{trace_id}-")
+    assert message.attributes["traceparent"].endswith(f"-{flag}")
+    assert message.attributes["tracestate"] == "vendor=x"
+    # The SDK exports none that is only recorded.
+    assert [span.attributes["by"] for span in spans("create")] == ["a host"] * (flag == "01")
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": ALWAYS_OFF}])
+async def test_a_provider_without_our_sampler_decides_as_it_always_does(monkeypatch, order_json, options):
+    """What a host has not wrapped in `EventSampler` is not asked beforehand, and the setting has no effect."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(id_generator=EventIdGenerator(), shutdown_on_exit=False, **options)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    transport = MemoryTransport()
+    async with posting(transport, trace_callers="never") as post:
+        response = await post(order_json(), traceparent=f"00-{HIGH_TRACE}-{CALLER_SPAN}-01")
+    recorded = [span.name for span in exporter.get_finished_spans()]
+    assert recorded == ([] if options else [f"create {TOPIC}", "POST /events/ingest"])
+    (message,) = transport.messages
+    assert message.attributes["traceparent"].split("-")[1::2] == [
+        response.json()["trace_id"],
+        "00" if options else "01",
+    ]
+
+
 async def test_a_sampler_that_does_not_respect_parents_is_obeyed():
-    """Whoever turns tracing off for all turns it off, whatever callers say."""
+    """A sampler that turns tracing off turns it off, whatever callers say."""
     sampler = EventSampler(ALWAYS_OFF)
     caller = trace.SpanContext(int(CALLER_TRACE, 16), int(CALLER_SPAN, 16), is_remote=True, trace_flags=TraceFlags(1))
     assert sampler.should_sample(Context({tracing.CALLER: caller}), 1, "create t").decision is Decision.DROP
