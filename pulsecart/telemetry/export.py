@@ -181,7 +181,7 @@ def _set_up_traces(exporters: list[str], resource: "Resource", failures: "_Failu
         span_limits=SpanLimits(max_links=None if _variable("OTEL_SPAN_LINK_COUNT_LIMIT") else MAX_REQUEST_MESSAGES),
         shutdown_on_exit=False,
     )
-    provider.sampler = EventSampler(provider.sampler)
+    provider.sampler = EventSampler(provider.sampler, known=True)
     for exporter in exporters:
         if exporter != "none":
             provider.add_span_processor(BatchSpanProcessor(failures.told(_load(exporter)(), "traces")))

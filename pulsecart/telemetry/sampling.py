@@ -1,12 +1,13 @@
 """What a TracerProvider needs so that the trace of an event is that of its id, and is sampled by one rule."""
 
+import re
 from collections.abc import Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_value
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
@@ -37,8 +38,19 @@ class EventSampler(Sampler):
     with several messages is sampled if any of their events is.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, *, known: bool = False) -> None:
+        """Decide as `sampler`, which is `known` if the SDK has made it by `OTEL_TRACES_SAMPLER`."""
         self._sampler = sampler
+        self._bound = _bound(sampler) if known else _NO_BOUND
+        self._respects_parents = isinstance(sampler, ParentBased)
+
+    def is_sure_to_drop(self, trace_id: int, caller: SpanContext) -> bool:
+        """Return whether a span of this trace is certain to be dropped, without asking the sampler.
+
+        `caller` is the parent of a request, or the caller of an event.
+        """
+        is_sampled = self._respects_parents and caller.trace_flags.sampled
+        return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT >= self._bound and not is_sampled
 
     def should_sample(  # noqa: PLR0913, PLR0917 (the SDK's signature)
         self,
@@ -68,6 +80,17 @@ class EventSampler(Sampler):
     def get_description(self) -> str:
         """Name the sampler."""
         return f"EventSampler{{{self._sampler.get_description()}}}"
+
+
+_NO_BOUND = TraceIdRatioBased.TRACE_ID_LIMIT + 1
+
+
+def _bound(sampler: Sampler) -> int:
+    """Return the low 64 bits of a trace id from which on one of the SDK's samplers drops a root."""
+    description = sampler.get_description()  # a parent-based one shows its root nowhere else
+    if ratio := re.search(r"TraceIdRatioBased{(.+?)}", description):
+        return TraceIdRatioBased(float(ratio[1])).bound
+    return 0 if description.removeprefix("ParentBased{root:").startswith("AlwaysOff") else _NO_BOUND
 
 
 def _remote(context: SpanContext) -> SpanContext:

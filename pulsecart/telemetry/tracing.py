@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -116,6 +116,7 @@ class Tracing:
             SpanKind.SERVER,
             attributes,
             trace_id=caller.trace_id,
+            caller=counted,
             judged_by=below if counted is caller else _below(counted),
         )
         return span, Context({**trace.set_span_in_context(span, _NOWHERE), CALLER: counted})
@@ -142,13 +143,15 @@ class Tracing:
         }
         if ordering_key:
             attributes["messaging.gcp_pubsub.message.ordering_key"] = ordering_key
+        caller = cast("SpanContext", current.get(CALLER, link))
         span = self._start(
             f"create {topic}",
-            Context({CALLER: current.get(CALLER, link)}),
+            Context({CALLER: caller}),
             SpanKind.PRODUCER,
             attributes,
             [Link(link)] if link.is_valid else None,
             trace_id=int(trace_id_of(event.event_id), 16),
+            caller=caller,
         )
         if around.is_recording():
             around.add_link(span.get_span_context())
@@ -207,6 +210,7 @@ class Tracing:
         links: Sequence[Link] | None = None,
         *,
         trace_id: int,
+        caller: SpanContext,
         judged_by: Context | None = None,
     ) -> Span:
         """Start a span, or make one that only has a context if it is not to be recorded.
@@ -216,6 +220,8 @@ class Tracing:
         if self._sampling:
             sampler, ids = self._sampling
             trace_id = trace_id or ids.generate_trace_id()
+            if sampler.is_sure_to_drop(trace_id, caller):
+                return NonRecordingSpan(SpanContext(trace_id, ids.generate_span_id(), is_remote=False))
             decided = sampler.should_sample(
                 context if judged_by is None else judged_by, trace_id, name, kind, attributes, links
             )
