@@ -94,7 +94,7 @@ def are_on() -> bool:
 
 
 def event_ended(event_type: str, outcome: str, error: str = "") -> None:
-    """Count an event: its type, `published`, `refused`, `failed` or `abandoned`, and what kind of error it was."""
+    """Count an event by its type, its outcome (`published`, `refused`, `failed`, `abandoned`) and the kind of error."""
     _events[event_type, outcome, error] += 1
 
 
@@ -118,7 +118,7 @@ _loaded: WeakSet[Loaded] = WeakSet()
 
 
 def watch(loaded: Loaded) -> None:
-    """Show what this holds, as long as it lives."""
+    """Observe what this holds, as long as it lives."""
     _loaded.add(loaded)
 
 

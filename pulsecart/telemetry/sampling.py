@@ -32,7 +32,7 @@ class EventIdGenerator(RandomIdGenerator):
 
 
 class EventSampler(Sampler):
-    """Decides as `sampler` does, and for an event's spans by two rules.
+    """Decides as `sampler` does, with two more rules for the spans of events.
 
     An event's root is sampled by its trace id or, if the sampler respects parents, by its caller's flag. A request
     with several messages is sampled if any of their events is.
@@ -62,7 +62,7 @@ class EventSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Decide about a span that is about to start."""
+        """Decide whether a span that is about to start is sampled."""
         decided = get_value(DECIDED, parent_context)
         if isinstance(decided, SamplingResult):
             return decided

@@ -1,4 +1,4 @@
-"""Tracing turned on for a test, in this process."""
+"""Tracing for the duration of a test, in this process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ class Spans:
         self._exporter = exporter
 
     def __call__(self, beginning: str) -> list[ReadableSpan]:
-        """Return those whose names begin so."""
+        """Return those whose names begin with this."""
         return [span for span in self._exporter.get_finished_spans() if span.name.startswith(beginning)]
 
     def one(self, beginning: str) -> ReadableSpan:

@@ -32,7 +32,7 @@ def lines_with(served: Served, text: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
-    """By the standard variables, over either protocol, with the resource; what is left goes out at the end."""
+    """Over either protocol, with the resource; the rest is exported at shutdown."""
     with collector(protocol) as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -57,8 +57,8 @@ def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
     assert lines_with(served, "collector") == []
 
 
-def test_the_ratio_and_the_name_are_by_the_standard_variables(tmp_path):
-    """OTEL_TRACES_SAMPLER holds for events, OTEL_SERVICE_NAME for the resource, and .env may have either."""
+def test_ratio_and_service_name_from_standard_variables(tmp_path):
+    """OTEL_TRACES_SAMPLER applies to events, OTEL_SERVICE_NAME to the resource, and both may be in .env."""
     (tmp_path / ".env").write_text("OTEL_SERVICE_NAME=shop-front\nOTEL_TRACES_SAMPLER=parentbased_traceidratio\n")
     low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
     with collector("grpc") as collects:
@@ -111,8 +111,8 @@ def test_durations_are_exported_in_the_preferred_temporality(tmp_path, preferenc
     assert exemplar.as_double == point.sum
 
 
-def test_exponential_histograms_are_exported_if_they_are_asked_for(tmp_path):
-    """The variable for the aggregation holds for durations."""
+def test_exponential_histograms_are_exported_on_request(tmp_path):
+    """OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION applies to durations."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -126,7 +126,7 @@ def test_exponential_histograms_are_exported_if_they_are_asked_for(tmp_path):
 
 
 def test_every_worker_exports(tmp_path):
-    """With two processes the spans of each reach the collector, from instances of their own."""
+    """The spans of two processes reach the collector, under two instance ids."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collects.endpoint,
@@ -145,8 +145,8 @@ def test_every_worker_exports(tmp_path):
 @pytest.mark.parametrize(
     "environment", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}]
 )
-def test_without_an_exporter_nothing_is_traced_or_said(tmp_path, environment):
-    """Nothing configured, or the SDK disabled: no trace context, and no line about telemetry."""
+def test_nothing_is_traced_or_logged_without_an_exporter(tmp_path, environment):
+    """Without configuration, or with the SDK disabled, there is no trace context and no log line about telemetry."""
     with serving(cwd=tmp_path, **environment) as served:
         assert "traceresponse" not in post(served).headers
         assert served.stop() == 0
@@ -154,7 +154,7 @@ def test_without_an_exporter_nothing_is_traced_or_said(tmp_path, environment):
     assert "opentelemetry" not in served.output.lower()
 
 
-def test_with_the_exporter_none_context_is_passed_on_and_nothing_is_exported(tmp_path):
+def test_exporter_none_passes_on_context_only(tmp_path):
     """OTEL_TRACES_EXPORTER=none still gives each message its trace context."""
     with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none") as served:
         answer = post(served)
@@ -163,8 +163,8 @@ def test_with_the_exporter_none_context_is_passed_on_and_nothing_is_exported(tmp
         assert served.stop() == 0
 
 
-def test_an_exporter_that_does_not_exist_is_named(tmp_path):
-    """A misspelt exporter or protocol does not stop the service, and is said."""
+def test_unknown_exporter_is_named(tmp_path):
+    """A misspelt exporter is a warning; the service runs."""
     with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="otpl") as served:
         assert post(served).status_code == 202
         served.stop()
@@ -180,8 +180,8 @@ def test_an_exporter_that_does_not_exist_is_named(tmp_path):
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grcp", "there is no protocol 'grcp'; there are grpc, http/protobuf"),
     ],
 )
-def test_a_variable_that_is_wrong_stops_telemetry_and_not_the_service(tmp_path, variable, value, says):
-    """What the SDK cannot work with is a warning that names the signal and the reason."""
+def test_invalid_variable_disables_telemetry_only(tmp_path, variable, value, says):
+    """A value that the SDK rejects is a warning that names the signal and the reason."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", variable: value}
     with serving(cwd=tmp_path, **environment) as served:
         assert post(served).status_code == 202
@@ -189,8 +189,8 @@ def test_a_variable_that_is_wrong_stops_telemetry_and_not_the_service(tmp_path, 
     assert lines_with(served, says)
 
 
-def test_empty_variables_are_as_if_not_set_and_exporters_can_be_several(tmp_path):
-    """As the specification has it."""
+def test_empty_variables_count_as_unset_and_several_exporters_work(tmp_path):
+    """Both are required by the specification."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -206,8 +206,8 @@ def test_empty_variables_are_as_if_not_set_and_exporters_can_be_several(tmp_path
         assert collects.metrics
 
 
-def test_a_collector_that_is_down_is_said_once(tmp_path):
-    """Publishing goes on beside a collector that is not there; one line tells why, for traces and for metrics."""
+def test_unreachable_collector_is_logged_once(tmp_path):
+    """Events are published without a collector; one line for traces and one for metrics has the reason."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
     environment = {
@@ -232,8 +232,8 @@ def test_a_collector_that_is_down_is_said_once(tmp_path):
     assert [line for line in lines_with(served, "retrying") if line not in lines] == []
 
 
-def test_a_collector_that_comes_back_is_said(tmp_path):
-    """After an outage one line tells that it is over, and spans arrive."""
+def test_collector_that_recovers_is_logged(tmp_path):
+    """After an outage one line says that it is over, and spans arrive."""
     with collector("http/protobuf") as collects:
         collects.go_on.clear()
         environment = {
@@ -254,8 +254,8 @@ def test_a_collector_that_comes_back_is_said(tmp_path):
             served.stop()
 
 
-def test_a_collector_that_hangs_does_not_hold_up_the_end(tmp_path):
-    """Spans that find no room are dropped, said once; the flush at the end is bounded, and the exit status is 0."""
+def test_hanging_collector_does_not_delay_shutdown(tmp_path):
+    """Spans over the queue's limit are dropped, which is logged once; the flush is bounded; the exit status is 0."""
     with collector("grpc") as collects:
         collects.go_on.clear()
         environment = {
@@ -270,18 +270,18 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(tmp_path):
             start = time.monotonic()
             assert served.stop() == 0
             assert time.monotonic() - start < 8
-    assert lines_with(served, "Telemetry was not exported to the end")
+    assert lines_with(served, "Telemetry was not fully exported")
 
 
-def test_a_host_with_a_provider_is_left_alone(traced, monkeypatch):
-    """Where the host has set a TracerProvider, the application sets none."""
+def test_provider_of_the_host_is_kept(traced, monkeypatch):
+    """If the host has set a TracerProvider, the application sets none."""
     traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     assert export._set_up.__wrapped__() == []
 
 
-def test_what_a_host_logs_is_left_alone(tmp_path):
-    """Beside a TracerProvider of the host metrics are exported, and OpenTelemetry's own lines go where they went."""
+def test_logging_of_the_host_is_kept(tmp_path):
+    """With a TracerProvider of the host metrics are exported, and OpenTelemetry's log lines are not redirected."""
     program = """
 import logging
 from opentelemetry import trace
@@ -301,8 +301,8 @@ assert logging.getLogger("opentelemetry").propagate
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
-    """Callers can make OpenTelemetry log a line for each request: none of it may fill memory, or the log."""
+def test_log_lines_outside_an_export_are_not_kept(caplog):
+    """Callers can make OpenTelemetry log a line for each request, which must fill neither memory nor the log."""
     failures = export._Failures()
     for _ in range(3):
         failures.handle(logging.LogRecord("opentelemetry", logging.WARNING, __file__, 1, "%s is odd", ("x",), None))
@@ -310,8 +310,8 @@ def test_what_the_sdk_says_beside_an_export_is_not_kept(caplog):
     assert caplog.records == []
 
 
-def test_an_exporter_that_raises_is_told_too(caplog):
-    """Older exporters raise where newer ones return that they have failed: either is said once, and its end."""
+def test_exporter_that_raises_is_logged(caplog):
+    """Older exporters raise an exception, newer ones return a failure: both are logged once, and so is their end."""
     outcomes = [ConnectionError("refused"), ConnectionError("refused"), SpanExportResult.SUCCESS]
 
     class Exporter:
@@ -321,7 +321,7 @@ def test_an_exporter_that_raises_is_told_too(caplog):
                 raise outcome
             return outcome
 
-    exporter = export._Failures().told(Exporter(), "traces")
+    exporter = export._Failures().reporting(Exporter(), "traces")
     for _ in range(2):
         with pytest.raises(ConnectionError):
             exporter.export([])
@@ -331,8 +331,8 @@ def test_an_exporter_that_raises_is_told_too(caplog):
     assert "again" in again
 
 
-async def test_a_flush_that_fails_is_logged(caplog):
-    """Whatever an exporter raises at the end does not stop the end."""
+async def test_failing_flush_is_logged(caplog):
+    """An exception of an exporter does not prevent shutdown."""
 
     def defective() -> None:
         raise ZeroDivisionError
@@ -341,8 +341,8 @@ async def test_a_flush_that_fails_is_logged(caplog):
     assert [record.getMessage() for record in caplog.records] == ["Telemetry could not be flushed"]
 
 
-def test_a_metadata_server_that_hangs_is_not_waited_for(monkeypatch):
-    """Where we run is asked for within a bound, and left open where nobody says."""
+def test_hanging_metadata_server_is_not_waited_for(monkeypatch):
+    """Detection is bounded; without an answer the resource has no platform."""
     monkeypatch.setattr(export, "DETECT_SECONDS", 0.2)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as hanging:
@@ -353,8 +353,8 @@ def test_a_metadata_server_that_hangs_is_not_waited_for(monkeypatch):
         assert time.monotonic() - start < 2
 
 
-def test_a_metadata_server_that_says_nonsense_is_told(monkeypatch, caplog):
-    """A detector that fails is a warning, and no reason not to export."""
+def test_failing_metadata_server_is_a_warning(monkeypatch, caplog):
+    """Telemetry is exported even if the detector fails."""
 
     def nonsense() -> None:
         raise KeyError("project")
@@ -362,11 +362,11 @@ def test_a_metadata_server_that_says_nonsense_is_told(monkeypatch, caplog):
     monkeypatch.setattr(_metadata, "is_available", nonsense)
     monkeypatch.setenv("K_SERVICE", "front")
     assert export._resource().attributes["service.name"] == "pulsecart"
-    assert "did not say where this runs: KeyError" in caplog.text
+    assert "did not describe this service: KeyError" in caplog.text
 
 
-def test_on_cloud_run_the_resource_says_so(monkeypatch):
-    """With Google's metadata server in reach the resource names service, revision, instance and region."""
+def test_resource_on_cloud_run(monkeypatch):
+    """The resource has service, revision, instance and region from Google's metadata server."""
 
     class Metadata(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
