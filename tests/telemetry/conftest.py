@@ -35,10 +35,10 @@ class Spans:
 def traced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
     """Set a TracerProvider, as a host would, until the test's end: OpenTelemetry itself lets it be set only once."""
 
-    def turn_on(sampler: Sampler = ALWAYS_ON, **options: Any) -> Spans:
+    def turn_on(sampler: Sampler = ALWAYS_ON, *, known: bool = False, **options: Any) -> Spans:
         exporter = InMemorySpanExporter()
         provider = TracerProvider(
-            sampler=EventSampler(ParentBased(sampler)),
+            sampler=EventSampler(ParentBased(sampler), known=known),
             id_generator=EventIdGenerator(),
             shutdown_on_exit=False,
             **options,

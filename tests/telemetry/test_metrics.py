@@ -172,6 +172,17 @@ async def test_http_requests_are_timed_by_route_and_status(grown, read, order_js
     assert read("http.server.request.duration")[accepted].explicit_bounds == BUCKETS
 
 
+async def test_unknown_paths_share_one_series(grown):
+    """Without a route there is no `http.route`: a path is a value that a caller chooses."""
+    grown("http.server.request.duration")
+    app = create_app(Settings(transport="memory"), transport=MemoryTransport())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path in ("/a", "/b"):
+            await client.get(path)
+    not_found = {"http.request.method": "GET", "http.response.status_code": 404, "url.scheme": "http"}
+    assert grown("http.server.request.duration") == points((not_found, 2))
+
+
 async def test_load_is_observed(read):
     """There are gauges for messages, bytes, waiting messages and the age of the oldest."""
 

@@ -2,6 +2,8 @@ import asyncio
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import time
 import uuid
 from contextlib import asynccontextmanager
@@ -401,6 +403,26 @@ async def test_provider_without_event_sampler_uses_its_own_rules(monkeypatch, or
     ]
 
 
+def test_provider_of_another_sdk_is_used_without_loading_opentelemetrys():
+    """Any implementation of the API will do; one without spans adds nothing to messages."""
+    program = """
+import asyncio, sys
+from opentelemetry import trace
+trace.set_tracer_provider(trace.NoOpTracerProvider())
+from pulsecart import Producer
+from pulsecart.events import OrderPlaced
+from pulsecart.telemetry import Telemetry
+from pulsecart.transports import MemoryTransport
+transport = MemoryTransport()
+event = OrderPlaced(user_id="u", order_id="o", payload={})
+asyncio.run(Producer(transport, observer=Telemetry()).publish(event))
+assert set(transport.messages[0].attributes) == {"event_type", "event_id"}
+assert "opentelemetry.sdk" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 async def test_sampler_that_ignores_parents_is_obeyed():
     """With ALWAYS_OFF nothing is sampled, even for sampled callers."""
     sampler = EventSampler(ALWAYS_OFF)
@@ -457,24 +479,28 @@ def uuid7() -> uuid.UUID:
 )
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75])
 def test_sampling_is_even_and_the_same_for_the_same_id(traced, new_id, ratio):
-    """The ratio of many ids of each form is sampled, and the decision for an id never changes."""
-    traced(TraceIdRatioBased(ratio))
+    """The ratio of many ids of each form is sampled, and the decision for an id is the same with or without asking the sampler."""
+    traced(TraceIdRatioBased(ratio), known=True)
     ids = [new_id() for _ in range(2000)]
 
-    prepare, observer = Producer(MemoryTransport()).prepare, Telemetry()
+    prepare = Producer(MemoryTransport()).prepare
 
-    def sampled(event_id: str) -> bool:
+    def sampled(event_id: str, observer: Telemetry) -> bool:
         observed = observer.publishing(prepare(placed(event_id=event_id)))
         _version, trace_id, _span_id, flags = observed.attributes["traceparent"].split("-")
         observed.published("1")
         assert trace_id == trace_id_of(event_id)
         return flags == "01"
 
-    found = [sampled(event_id) for event_id in ids]
+    quick = Telemetry()
+    found = [sampled(event_id, quick) for event_id in ids]
     deviation = (ratio * (1 - ratio) / len(ids)) ** 0.5
     assert abs(sum(found) / len(ids) - ratio) < 5 * deviation
+    traced(TraceIdRatioBased(ratio))
+    asking = Telemetry()
     again = random.sample(range(len(ids)), 100)
-    assert [sampled(ids[n]) for n in again] == [found[n] for n in again]
+    for observer in (quick, asking):
+        assert [sampled(ids[n], observer) for n in again] == [found[n] for n in again]
 
 
 async def test_turn_is_recorded_once_when_a_request_is_halved(spans, broker):
