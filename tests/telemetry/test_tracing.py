@@ -479,7 +479,7 @@ def uuid7() -> uuid.UUID:
 )
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75])
 def test_sampling_is_even_and_the_same_for_the_same_id(traced, new_id, ratio):
-    """The ratio of many ids of each form is sampled, and the decision for an id is the same with or without asking the sampler."""
+    """The ratio of many ids is sampled, and each id is decided alike, whether the sampler is asked or not."""
     traced(TraceIdRatioBased(ratio), known=True)
     ids = [new_id() for _ in range(2000)]
 
