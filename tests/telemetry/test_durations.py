@@ -87,7 +87,7 @@ def test_export_equals_that_of_the_sdks_histogram(temporality, exports):
 
 
 def points(exporter: Keeping, name: str) -> list[object]:
-    """Return the points of a histogram as plain values, without times."""
+    """Return the points of a histogram as plain values, without times, in the order of their routes."""
     if name not in exporter.metrics:
         return []
     metric = exporter.metrics[name]
@@ -101,7 +101,7 @@ def points(exporter: Keeping, name: str) -> list[object]:
             tuple(point.explicit_bounds),
             [(one.value, one.trace_id, one.span_id, one.filtered_attributes) for one in point.exemplars],
         )
-        for point in metric.data.data_points
+        for point in sorted(metric.data.data_points, key=lambda point: point.attributes["http.route"])
     ]
 
 
