@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from pulsecart import Message, Producer
 from pulsecart.events import OrderPlaced
-from pulsecart.telemetry import EventIdGenerator, EventSampler
+from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry
 from pulsecart.transports import MemoryTransport
 
 collected = InMemorySpanExporter()
@@ -50,7 +50,7 @@ async def main() -> None:
     consumers.add_span_processor(SimpleSpanProcessor(collected))
 
     transport = MemoryTransport()
-    receipt = await Producer(transport).publish(
+    receipt = await Producer(transport, observer=Telemetry()).publish(
         OrderPlaced(user_id="user-1", order_id="order-1", payload={"total": 89.9})
     )
     consume(transport.messages[0], consumers.get_tracer("parcels"))

@@ -1,9 +1,9 @@
 """The settings: what each is called, what it does, its default and its values, and what contradicts what."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from pulsecart.errors import SettingsError
 from pulsecart.events.commerce import USER_ACTIONS
@@ -207,6 +207,15 @@ class Settings:
         ("true", "false"),
         "Whether spans may contain ordering keys, and logs the messages of unexpected errors: true or false.",
         default="false",
+    )
+    trace_callers: Literal["always", "ratio", "never"] = _choice(
+        "PULSECART_TRACE_CALLERS",
+        _TELEMETRY,
+        ("always", "ratio", "never"),
+        "Which requests and events are traced because their caller's traceparent is sampled: all (always), those whose "
+        "trace id OTEL_TRACES_SAMPLER would choose too (ratio), or none (never).",
+        default=Factory(lambda self: "always" if self.environment == "dev" else "ratio", takes_self=True),
+        shown="always in development, else ratio",
     )
     trace_url: str = _setting(
         "PULSECART_TRACE_URL",

@@ -39,7 +39,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     """
     settings, catalog = _load(settings)
     personal_data = settings.personal_data == "true"
-    telemetry = Telemetry(traces_keys=personal_data)
+    telemetry = Telemetry(traces_keys=personal_data, callers=settings.trace_callers)
     admin: TopicAdmin | None = None
     if transport is None:
         transport, admin = _make_transport(settings, telemetry)

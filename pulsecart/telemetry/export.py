@@ -1,6 +1,6 @@
-"""Sets OpenTelemetry up for the service, by its standard `OTEL_*` variables, and flushes it at the end.
+"""Sets up OpenTelemetry for the service from the standard `OTEL_*` variables, and flushes it at shutdown.
 
-Where no exporter is configured nothing is set up. What a provider that the host has set already does is the host's.
+Nothing is set up unless an exporter is configured. A provider that the host has already set is left unchanged.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pulsecart.limits import MAX_REQUEST_MESSAGES
-from pulsecart.telemetry import metrics, tracing
+from pulsecart.telemetry import durations, metrics, tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["FLUSH_SECONDS", "exporting"]
 
 FLUSH_SECONDS = 1.0
-"""How long what is left may take to be exported when the service stops."""
+"""How long the last export may take when the service stops."""
 
 DETECT_SECONDS = 3
-"""How long Google's metadata server may take to say where we run."""
+"""How long Google's metadata server may take to describe where the service runs."""
 
 _log = logging.getLogger("pulsecart")
 
@@ -45,11 +45,11 @@ _CONSOLE = {
 
 @asynccontextmanager
 async def exporting(set_up: Callable[[], object]) -> AsyncIterator[None]:
-    """Export what happens in the block, and flush at its end, for `FLUSH_SECONDS` at most.
+    """Export telemetry within the block, and flush it at the end, for at most `FLUSH_SECONDS`.
 
-    `set_up` is called when the providers have been set.
+    `set_up` is called once the providers have been set.
     """
-    flushes = await asyncio.to_thread(_set_up)  # it may ask where we run, and wait
+    flushes = await asyncio.to_thread(_set_up)  # it may wait for a metadata server
     set_up()
     try:
         yield
@@ -60,12 +60,12 @@ async def exporting(set_up: Callable[[], object]) -> AsyncIterator[None]:
 
 @cache
 def _set_up() -> list[Callable[[], object]]:
-    """Set this process's providers, once. Return what flushes them."""
+    """Set this process's providers, once. Return the functions that flush them."""
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return []
     for variable, value in list(os.environ.items()):
         if variable.startswith("OTEL_") and not value.strip():
-            del os.environ[variable]  # the specification has it count as not set; the SDK takes it for a bad number
+            del os.environ[variable]  # by the specification this means unset, but the SDK rejects it as a bad number
     exporters = {signal: _exporters(signal) for signal in _CONSOLE}
     hosts = {"traces": tracing.is_on(), "metrics": metrics.are_on()}
     set_ups = {"traces": _set_up_traces, "metrics": _set_up_metrics}
@@ -84,10 +84,10 @@ def _set_up() -> list[Callable[[], object]]:
             flushes.append(set_ups[signal](exporters[signal], resource, failures))
         except ModuleNotFoundError as error:
             _warn_missing(signal, error)
-        except Exception as error:  # noqa: BLE001 (the SDK and its exporters raise what they like for a bad variable)
+        except Exception as error:  # noqa: BLE001 (the SDK and its exporters raise many types for a bad variable)
             _log.warning("No %s are exported: %s: %s", signal, type(error).__name__, error)
     if not any(hosts.values()):
-        # From now on; what the SDK has to say of the variables themselves is not kept from anybody.
+        # Only from here on, so that the SDK's warnings about the variables themselves are logged.
         logger = logging.getLogger("opentelemetry")
         logger.addHandler(failures)
         logger.propagate = False
@@ -103,7 +103,7 @@ def _variable(name: str) -> str:
 
 
 def _exporters(signal: str) -> list[str]:
-    """Return the exporters of a signal, as module:class, or "none". An empty list means: not configured.
+    """Return the exporters of a signal, as module:class, or "none". The list is empty if none is configured.
 
     https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#exporter-selection
     """
@@ -141,14 +141,14 @@ def _resource() -> "Resource":
         }
     )
     resource = get_aggregated_resources([OTELResourceDetector()], Resource.create(ours.attributes))
-    # Only where it can know something: elsewhere it would wait for a metadata server that is not there.
+    # Only on Google's platforms: elsewhere it would wait for a metadata server that does not exist.
     if any(os.environ.get(mark) for mark in ("K_SERVICE", "KUBERNETES_SERVICE_HOST")):
         return _at_google().merge(resource)
     return resource
 
 
 def _at_google() -> "Resource":
-    """Say where at Google we run, as far as that is known within `DETECT_SECONDS`."""
+    """Return what Google's metadata server says about this service within `DETECT_SECONDS`."""
     from opentelemetry.resourcedetector.gcp_resource_detector import GoogleCloudResourceDetector
     from opentelemetry.sdk.resources import Resource
 
@@ -157,10 +157,10 @@ def _at_google() -> "Resource":
     def detect() -> None:
         try:
             found.append(GoogleCloudResourceDetector(raise_on_error=True).detect())
-        except Exception as error:  # noqa: BLE001 (whatever the metadata server says)
-            _log.warning("Google's metadata server did not say where this runs: %s: %s", type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001 (the metadata server may answer anything)
+            _log.warning("Google's metadata server did not describe this service: %s: %s", type(error).__name__, error)
 
-    # The detector has timeouts of its own, for each of its questions; nobody waits for that thread.
+    # The detector has a timeout for each of its requests, which add up. The thread is not waited for after that.
     thread = threading.Thread(target=detect, daemon=True)
     thread.start()
     thread.join(DETECT_SECONDS)
@@ -181,10 +181,10 @@ def _set_up_traces(exporters: list[str], resource: "Resource", failures: "_Failu
         span_limits=SpanLimits(max_links=None if _variable("OTEL_SPAN_LINK_COUNT_LIMIT") else MAX_REQUEST_MESSAGES),
         shutdown_on_exit=False,
     )
-    provider.sampler = EventSampler(provider.sampler)
+    provider.sampler = EventSampler(provider.sampler, known=True)
     for exporter in exporters:
         if exporter != "none":
-            provider.add_span_processor(BatchSpanProcessor(failures.told(_load(exporter)(), "traces")))
+            provider.add_span_processor(BatchSpanProcessor(failures.reporting(_load(exporter)(), "traces")))
     trace.set_tracer_provider(provider)
     return provider.force_flush
 
@@ -194,27 +194,45 @@ def _set_up_metrics(exporters: list[str], resource: "Resource", failures: "_Fail
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-    readers = [
-        PeriodicExportingMetricReader(failures.told(_load(exporter)(), "metrics"))
-        for exporter in exporters
-        if exporter != "none"
-    ]
+    in_tables = _durations_in_tables()
+    readers = []
+    for name in exporters:
+        if name != "none":
+            exporter = failures.reporting(_load(name)(), "metrics")
+            if in_tables:
+                exporter = durations.exported(exporter, "pulsecart", metrics.DURATIONS, delta=_is_delta(name))
+            readers.append(PeriodicExportingMetricReader(exporter))
     provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
     set_meter_provider(provider)
+    if in_tables:
+        metrics.tabulate()
     return provider.force_flush
 
 
+def _durations_in_tables() -> bool:
+    """Return whether durations are wanted in the form that our tables have: explicit buckets, traces as exemplars."""
+    aggregation = _variable("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION").lower()
+    exemplars = _variable("OTEL_METRICS_EXEMPLAR_FILTER").lower()
+    return aggregation in ("", "explicit_bucket_histogram") and exemplars in ("", "trace_based")
+
+
+def _is_delta(exporter: str) -> bool:
+    """Return whether an exporter wants of a histogram what has been added since it was last exported."""
+    preference = _variable("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE").upper()
+    return exporter != _CONSOLE["metrics"] and preference in ("DELTA", "LOWMEMORY")
+
+
 async def _in_bounds(flush: Callable[[], object]) -> None:
-    """Run a flush in a thread of its own, which the process's end does not wait for, for `FLUSH_SECONDS` at most."""
+    """Run a flush for at most `FLUSH_SECONDS`, in a daemon thread, which does not keep the process alive."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def run() -> None:
         try:
             flush()
-        except Exception:  # noqa: BLE001 (as above)
+        except Exception:  # noqa: BLE001 (an exporter may raise anything)
             _log.exception("Telemetry could not be flushed")
         finally:
-            with suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits
+            with suppress(RuntimeError):  # the loop has been closed, and nothing waits any more
                 loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=run, daemon=True).start()
@@ -222,7 +240,7 @@ async def _in_bounds(flush: Callable[[], object]) -> None:
         async with asyncio.timeout(FLUSH_SECONDS):
             await ended.wait()
     except TimeoutError:
-        _log.warning("Telemetry was not exported to the end within %g s", FLUSH_SECONDS)
+        _log.warning("Telemetry was not fully exported within %g s", FLUSH_SECONDS)
 
 
 @cache
@@ -231,25 +249,25 @@ def _warn_once(message: str) -> None:
 
 
 class _Failures(logging.Handler):
-    """Says once that an exporter fails, and once that it works again, in place of the SDK's line for each attempt."""
+    """Logs once that an exporter fails and once that it works again, instead of the SDK's line for each attempt."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._exporting = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what is said in the course of an export, for when it has failed. That spans are dropped is said once."""
+        """Keep messages logged during an export, in case it fails. Dropped spans are logged once."""
         said = getattr(self._exporting, "said", None)
         if said is not None:
             said.append(record.getMessage())
         elif str(record.msg).startswith(("Queue full", "Queue is full")):
             _warn_once("Spans are dropped: they come faster than their collector takes them")
 
-    def told(self, exporter: Any, signal: str) -> Any:
-        """Return the exporter, whose failures are told."""
+    def reporting(self, exporter: Any, signal: str) -> Any:
+        """Return the exporter, whose failures are logged from now on."""
         export, failing = exporter.export, False
 
-        def telling(*arguments: Any, **options: Any) -> Any:
+        def export_and_report(*arguments: Any, **options: Any) -> Any:
             said: list[str] = []
             self._exporting.said = said
             failed = True
@@ -258,21 +276,21 @@ class _Failures(logging.Handler):
                 failed = result.name != "SUCCESS"
             except Exception as error:
                 said.append(f"{type(error).__name__}: {error}")
-                raise  # to the SDK, which goes on with the next batch
+                raise  # the SDK continues with the next batch
             finally:
                 self._exporting.said = None
-                tell(failed, said)
+                report(failed, said)
             return result
 
-        def tell(failed: bool, said: list[str]) -> None:  # noqa: FBT001 (a state, not a mode)
+        def report(failed: bool, said: list[str]) -> None:  # noqa: FBT001 (a state, not a mode)
             nonlocal failing
             if failed and not failing:
-                # The first line has the cause, the last one what became of it.
+                # The first line has the cause, the last one the outcome.
                 why = "; ".join(dict.fromkeys([*said[:1], *said[-1:]]))
                 _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, why)
             elif failing and not failed:
                 _log.warning("The %s reach their collector again", signal)
             failing = failed
 
-        exporter.export = telling
+        exporter.export = export_and_report
         return exporter

@@ -1,75 +1,30 @@
-"""Metrics, by OpenTelemetry's conventions where there is one, and what an operator needs to see at a glance.
+"""Metrics, by OpenTelemetry's conventions if there is one, and what an operator needs to see at a glance.
 
-Two histograms are recorded as things happen. All else is counted in plain dictionaries and read when it is collected,
-by the exporter's thread. No attribute has a value that a caller can choose: an unknown event type is `_OTHER`.
+Durations are recorded as things happen. All else is counted in plain dictionaries and read when it is collected, in
+the exporter's thread. No attribute has a value that a caller can choose: an unknown event type is `_OTHER`.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 from weakref import WeakSet
 
 from opentelemetry import metrics
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import Span, set_span_in_context
 
 from pulsecart.ports import Load, Loaded
+from pulsecart.telemetry.durations import BOUNDS, Durations
 
-__all__ = ["OTHER", "are_on", "event_ended", "request_ended", "send_ended", "watch"]
+__all__ = ["DURATIONS", "OTHER", "are_on", "event_ended", "request_ended", "send_ended", "tabulate", "watch"]
 
 OTHER = "_OTHER"
 """In place of an event type that the catalog does not have (OpenTelemetry's own word for it)."""
 
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-
 _meter = metrics.get_meter("pulsecart", version("pulsecart"))
-_request_duration = _meter.create_histogram(
-    "http.server.request.duration",
-    "s",
-    "From a request's head to its answer.",
-    explicit_bucket_boundaries_advisory=_BUCKETS,
-)
-_send_duration = _meter.create_histogram(
-    "messaging.client.operation.duration",
-    "s",
-    "A request to the broker, with its retries.",
-    explicit_bucket_boundaries_advisory=_BUCKETS,
-)
-
-_events: Counter[tuple[str, str, str]] = Counter()
-_sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
-_requests: Counter[tuple[str, str]] = Counter()
-
-
-def are_on() -> bool:
-    """Return whether anybody has set a MeterProvider."""
-    # The API's stand-in has no public name.
-    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
-
-
-def event_ended(event_type: str, outcome: str, error: str = "") -> None:
-    """Count an event: its type, `published`, `refused`, `failed` or `abandoned`, and what kind of error it was."""
-    _events[event_type, outcome, error] += 1
-
-
-def request_ended(method: str, route: str, scheme: str, status: int, seconds: float) -> None:
-    """Record an HTTP request and its answer."""
-    _request_duration.record(seconds, _request_attributes(method, route, scheme, status))
-
-
-def send_ended(topic: str, count: int, server: tuple[str, int], seconds: float, error: str = "") -> None:
-    """Record a request with `count` messages to the broker, and what kind of error it ended with."""
-    _send_duration.record(seconds, _send_attributes(topic, server, error))
-    _sent[topic, server, error] += count
-    _requests[topic, _size_class(count)] += 1
-
-
-_loaded: WeakSet[Loaded] = WeakSet()
-
-
-def watch(loaded: Loaded) -> None:
-    """Show what this holds, as long as it lives."""
-    _loaded.add(loaded)
 
 
 @cache
@@ -95,6 +50,76 @@ def _send_attributes(topic: str, server: tuple[str, int], error: str) -> Mapping
         "server.port": server[1],
     }
     return attributes | ({"error.type": error} if error else {})
+
+
+_request_durations = Durations(
+    "http.server.request.duration", "From a request's head to its answer.", _request_attributes
+)
+_send_durations = Durations(
+    "messaging.client.operation.duration", "A request to the broker, with its retries.", _send_attributes
+)
+DURATIONS = (_request_durations, _send_durations)
+
+
+def _instrument(durations: Durations) -> Callable[[float, tuple[Any, ...], Span], None]:
+    """Return what records durations in a histogram of the SDK."""
+    histogram = _meter.create_histogram(
+        durations.name, "s", durations.description, explicit_bucket_boundaries_advisory=BOUNDS
+    )
+
+    def record(seconds: float, key: tuple[Any, ...], span: Span) -> None:
+        histogram.record(seconds, durations.attributes(*key), set_span_in_context(span, Context()))
+
+    return record
+
+
+_record_request, _record_send = map(_instrument, DURATIONS)
+
+
+def tabulate() -> None:
+    """Record durations in our tables from now on, which `durations.exported` exports, and not in the SDK."""
+    global _record_request, _record_send
+    _record_request, _record_send = _request_durations.record, _send_durations.record
+
+
+_events: Counter[tuple[str, str, str]] = Counter()
+_sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
+_requests: Counter[tuple[str, str]] = Counter()
+
+
+def are_on() -> bool:
+    """Return whether a MeterProvider has been set."""
+    # The API's stand-in has no public name.
+    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
+
+
+def event_ended(event_type: str, outcome: str, error: str = "") -> None:
+    """Count an event by its type, its outcome (`published`, `refused`, `failed`, `abandoned`) and the kind of error."""
+    _events[event_type, outcome, error] += 1
+
+
+def request_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
+    method: str, route: str, scheme: str, status: int, seconds: float, span: Span
+) -> None:
+    """Record an HTTP request, its answer and its span."""
+    _record_request(seconds, (method, route, scheme, status), span)
+
+
+def send_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
+    topic: str, count: int, server: tuple[str, int], seconds: float, error: str, span: Span
+) -> None:
+    """Record a request with `count` messages to the broker, the kind of error it ended with, and its span."""
+    _record_send(seconds, (topic, server, error), span)
+    _sent[topic, server, error] += count
+    _requests[topic, _size_class(count)] += 1
+
+
+_loaded: WeakSet[Loaded] = WeakSet()
+
+
+def watch(loaded: Loaded) -> None:
+    """Observe what this holds, as long as it lives."""
+    _loaded.add(loaded)
 
 
 _SIZES = ((1, "1"), (10, "2-10"), (100, "11-100"))

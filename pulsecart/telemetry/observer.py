@@ -6,6 +6,7 @@ from typing import Any
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from pulsecart.errors import EventError, MessageRefused, PublishError
@@ -19,12 +20,14 @@ __all__ = ["Telemetry"]
 class Telemetry(Unobserved):
     """Observes for the providers of this process: `Producer(transport, observer=Telemetry())`.
 
-    A provider has to be set before; where one is set later, `start` begins to observe. With `traces_keys` the ordering
-    key, which may be personal data, is an attribute of an event's span.
+    A provider has to be set before; if one is set later, `start` begins to observe. With `traces_keys` the ordering
+    key, which may be personal data, is an attribute of an event's span. `callers` says which sampled callers of HTTP
+    requests cause a trace: `always`, at most the sampler's `ratio` of them, by their trace ids, or `never`.
     """
 
-    def __init__(self, *, traces_keys: bool = False) -> None:
+    def __init__(self, *, traces_keys: bool = False, callers: tracing.Callers = "always") -> None:
         self._traces_keys = traces_keys
+        self._callers = callers
         self.start()
 
     def request(self, scope: Any, route: str, *, traced: bool) -> "_Request | None":  # noqa: ARG002
@@ -33,8 +36,9 @@ class Telemetry(Unobserved):
 
     def start(self) -> None:
         """Begin to observe, if a TracerProvider or a MeterProvider has been set."""
-        if tracing.is_on() or metrics.are_on():
-            active = _Active(traces_keys=self._traces_keys)
+        traces = tracing.Tracing(trace.get_tracer_provider(), self._callers) if tracing.is_on() else None
+        if traces or metrics.are_on():
+            active = _Active(traces, traces_keys=self._traces_keys)
             for name in ("rejected", "publishing", "current", "waited", "sending", "watch", "request"):
                 setattr(self, name, getattr(active, name))  # a call goes there directly
 
@@ -42,15 +46,18 @@ class Telemetry(Unobserved):
 class _Active:
     """The observer while something is to be observed."""
 
-    def __init__(self, *, traces_keys: bool) -> None:
+    def __init__(self, traces: tracing.Tracing | None, *, traces_keys: bool) -> None:
+        self._traces = traces
         self._traces_keys = traces_keys
 
     def rejected(self, event_type: str, error: Exception) -> None:
         _count(event_type or metrics.OTHER, error)
 
     def publishing(self, event: Prepared) -> Publishing:
-        span = tracing.start_create(event, event.message.ordering_key if self._traces_keys else "")
-        return _Publishing(event.event_type, span)
+        if self._traces is None:
+            return _Publishing(event.event_type, INVALID_SPAN, None)
+        key = event.message.ordering_key if self._traces_keys else ""
+        return _Publishing(event.event_type, *self._traces.start_create(event, key))
 
     def current(self) -> Span | None:
         return tracing.recorded_span()
@@ -60,21 +67,22 @@ class _Active:
             tracing.turn_came(span, count)
 
     def sending(self, topic: str, count: int, events: Sequence[Span], server: tuple[str, int]) -> Sending:
-        return _Sending(topic, count, server, tracing.start_send(topic, count, events, server))
+        span = INVALID_SPAN if self._traces is None else self._traces.start_send(topic, count, events, server)
+        return _Sending(topic, count, server, span)
 
     def watch(self, loaded: Loaded) -> None:
         metrics.watch(loaded)
 
     def request(self, scope: Any, route: str, *, traced: bool) -> "_Request":
-        return _Request(scope, route, traced=traced)
+        return _Request(scope, route, self._traces if traced else None)
 
 
 class _Publishing:
-    def __init__(self, event_type: str, span: Span) -> None:
+    def __init__(self, event_type: str, span: Span, context: Context | None) -> None:
         self._event_type = event_type
         self._span = span
         self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
-        self._token = None if span is INVALID_SPAN else contexts.attach(trace.set_span_in_context(span))
+        self._token = None if context is None else contexts.attach(context)
 
     def published(self, message_id: str) -> None:
         metrics.event_ended(self._event_type, "published")
@@ -105,32 +113,35 @@ class _Sending:
     def ended(self, error_type: str) -> None:
         if error_type:
             tracing.fail(self._span, error_type)
+        seconds = perf_counter() - self._started
+        metrics.send_ended(self._topic, self._count, self._server, seconds, error_type, self._span)
         self._span.end()
-        metrics.send_ended(self._topic, self._count, self._server, perf_counter() - self._started, error_type)
 
 
 class _Request:
     """An HTTP request. Health checks and the like are measured, but are no spans."""
 
-    def __init__(self, scope: Any, route: str, *, traced: bool) -> None:
+    def __init__(self, scope: Any, route: str, traces: tracing.Tracing | None) -> None:
         self._started = perf_counter()
         self._method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         self._route = route
         self._scheme = scope.get("scheme", "http")
         self._span: Span = INVALID_SPAN
-        context = None
-        if traced:
+        self.traceresponse = ""
+        self._token = None
+        if traces is not None:
             # Lines of one name count together (RFC 9110, section 5.2), and two contexts are none.
-            parent = b", ".join(value for name, value in scope["headers"] if name == b"traceparent")
-            self._span, context = tracing.start_request(self._method, scope["path"], route, self._scheme, parent)
-        self.traceresponse = tracing.traceparent(self._span.get_span_context())
-        self._token = None if context is None else contexts.attach(context)
+            parent = b", ".join([value for name, value in scope["headers"] if name == b"traceparent"])
+            self._span, context = traces.start_request(self._method, scope["path"], route, self._scheme, parent)
+            self.traceresponse = tracing.traceparent(self._span.get_span_context())
+            self._token = contexts.attach(context)
 
     def ended(self, status: int) -> None:
         if self._token is not None:
             contexts.detach(self._token)
+        seconds = perf_counter() - self._started
+        metrics.request_ended(self._method, self._route, self._scheme, status, seconds, self._span)
         tracing.end_request(self._span, status)
-        metrics.request_ended(self._method, self._route, self._scheme, status, perf_counter() - self._started)
 
 
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})

@@ -41,6 +41,7 @@ def test_defaults():
         "connection_bytes": 16_384,
         "log_level": "info",
         "personal_data": "false",
+        "trace_callers": "always",
         "trace_url": "",
         "ordering": {},
         "dev_hosts": (),
@@ -70,6 +71,7 @@ def test_every_setting_is_read_from_its_variable():
         PULSECART_BATCHING="a=10:1000:20, b.c=1:1:0",
         PULSECART_LOG_LEVEL="warning",
         PULSECART_PERSONAL_DATA="true",
+        PULSECART_TRACE_CALLERS="never",
         PULSECART_TRACE_URL="http://localhost:16686/trace/{trace_id}",
         PULSECART_DEV_HOSTS="pulsecart, 172.16.0.0/12,::1",
     ) == Settings(
@@ -91,6 +93,7 @@ def test_every_setting_is_read_from_its_variable():
         ordering={"a": "shards:8", "b": "none"},
         log_level="warning",
         personal_data="true",
+        trace_callers="never",
         trace_url="http://localhost:16686/trace/{trace_id}",
         dev_hosts=("pulsecart", "172.16.0.0/12", "::1"),
         batching={
@@ -185,6 +188,7 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
         ({"PORT": "8_0"}, "PORT (--port) must be"),
         ({"PULSECART_LOG_LEVEL": "warn"}, "PULSECART_LOG_LEVEL (--log-level) must be debug, info, warning or error"),
         ({"PULSECART_PERSONAL_DATA": "yes"}, "must be true or false"),
+        ({"PULSECART_TRACE_CALLERS": "some"}, "must be always, ratio or never"),
         ({"PULSECART_TRACE_URL": "http://localhost/trace"}, "a URL with {trace_id} in it"),
         (
             {

@@ -1,4 +1,4 @@
-"""Tracing turned on for a test, in this process."""
+"""Tracing for the duration of a test, in this process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler
 
-from pulsecart.telemetry import EventIdGenerator, EventSampler, tracing
+from pulsecart.telemetry import EventIdGenerator, EventSampler
 
 
 class Spans:
@@ -20,7 +20,7 @@ class Spans:
         self._exporter = exporter
 
     def __call__(self, beginning: str) -> list[ReadableSpan]:
-        """Return those whose names begin so."""
+        """Return those whose names begin with this."""
         return [span for span in self._exporter.get_finished_spans() if span.name.startswith(beginning)]
 
     def one(self, beginning: str) -> ReadableSpan:
@@ -35,17 +35,16 @@ class Spans:
 def traced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
     """Set a TracerProvider, as a host would, until the test's end: OpenTelemetry itself lets it be set only once."""
 
-    def turn_on(sampler: Sampler = ALWAYS_ON, **options: Any) -> Spans:
+    def turn_on(sampler: Sampler = ALWAYS_ON, *, known: bool = False, **options: Any) -> Spans:
         exporter = InMemorySpanExporter()
         provider = TracerProvider(
-            sampler=EventSampler(ParentBased(sampler)),
+            sampler=EventSampler(ParentBased(sampler), known=known),
             id_generator=EventIdGenerator(),
             shutdown_on_exit=False,
             **options,
         )
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-        monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("pulsecart"))
         return Spans(exporter)
 
     return turn_on

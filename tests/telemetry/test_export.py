@@ -34,7 +34,7 @@ def lines_with(served: Served, text: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
-    """The standard variables configure either protocol and the resource, and the last data is flushed at exit."""
+    """Over either protocol, with the resource; the rest is exported at shutdown."""
     with collector(protocol) as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -59,8 +59,8 @@ def test_spans_and_metrics_reach_a_collector(tmp_path, protocol):
     assert lines_with(served, "collector") == []
 
 
-def test_standard_variables_set_sampler_and_service_name(tmp_path):
-    """OTEL_TRACES_SAMPLER applies to events and OTEL_SERVICE_NAME to the resource, also from .env."""
+def test_ratio_and_service_name_from_standard_variables(tmp_path):
+    """OTEL_TRACES_SAMPLER applies to events, OTEL_SERVICE_NAME to the resource, and both may be in .env."""
     (tmp_path / ".env").write_text("OTEL_SERVICE_NAME=shop-front\nOTEL_TRACES_SAMPLER=parentbased_traceidratio\n")
     low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
     with collector("grpc") as collects:
@@ -84,8 +84,51 @@ def test_metrics_are_exported_without_traces(tmp_path):
         assert collects.spans == []
 
 
-def test_each_worker_exports(tmp_path):
-    """With two workers, the spans of each reach the collector under its own instance id."""
+@pytest.mark.parametrize(("preference", "temporality"), [("", 2), ("cumulative", 2), ("delta", 1), ("LowMemory", 1)])
+def test_durations_are_exported_in_the_preferred_temporality(tmp_path, preference, temporality):
+    """A histogram has the standard buckets, and the trace of a sampled request as an exemplar."""
+    with collector("http/protobuf") as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": preference,
+            "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            assert post(served).status_code == 202
+            served.stop()
+        metric = collects.metrics["http.server.request.duration"]
+        (request,) = [span for span in collects.spans if span.name.startswith("POST")]
+    assert (metric.unit, metric.histogram.aggregation_temporality) == ("s", temporality)
+    (point,) = [
+        point
+        for point in metric.histogram.data_points
+        if any(pair.value.string_value == "/events/ingest" for pair in point.attributes)
+    ]
+    assert list(point.explicit_bounds) == [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+    assert point.count == sum(point.bucket_counts) == 1
+    assert 0 < point.min == point.max == point.sum
+    (exemplar,) = point.exemplars
+    assert (exemplar.trace_id, exemplar.span_id) == (request.trace_id, request.span_id)
+    assert exemplar.as_double == point.sum
+
+
+def test_exponential_histograms_are_exported_on_request(tmp_path):
+    """OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION applies to durations."""
+    with collector("grpc") as collects:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "base2_exponential_bucket_histogram",
+        }
+        with serving(cwd=tmp_path, **environment) as served:
+            assert post(served).status_code == 202
+            served.stop()
+        metric = collects.metrics["http.server.request.duration"]
+    assert [point.count for point in metric.exponential_histogram.data_points] == [1]
+
+
+def test_every_worker_exports(tmp_path):
+    """The spans of two processes reach the collector, under two instance ids."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collects.endpoint,
@@ -104,8 +147,8 @@ def test_each_worker_exports(tmp_path):
 @pytest.mark.parametrize(
     "environment", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}]
 )
-def test_without_an_exporter_nothing_is_traced_or_logged(tmp_path, environment):
-    """Without an exporter, or with the SDK disabled, there is no trace context and no log line about telemetry."""
+def test_nothing_is_traced_or_logged_without_an_exporter(tmp_path, environment):
+    """Without configuration, or with the SDK disabled, there is no trace context and no log line about telemetry."""
     with serving(cwd=tmp_path, **environment) as served:
         assert "traceresponse" not in post(served).headers
         assert served.stop() == 0
@@ -113,7 +156,7 @@ def test_without_an_exporter_nothing_is_traced_or_logged(tmp_path, environment):
     assert "opentelemetry" not in served.output.lower()
 
 
-def test_exporter_none_passes_the_trace_context_on(tmp_path):
+def test_exporter_none_passes_on_context_only(tmp_path):
     """OTEL_TRACES_EXPORTER=none still gives each message its trace context."""
     with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none") as served:
         answer = post(served)
@@ -122,8 +165,8 @@ def test_exporter_none_passes_the_trace_context_on(tmp_path):
         assert served.stop() == 0
 
 
-def test_unknown_exporter_is_a_warning(tmp_path):
-    """A misspelt exporter does not prevent the service from starting, and is named in the log."""
+def test_unknown_exporter_is_named(tmp_path):
+    """A misspelt exporter is a warning; the service runs."""
     with serving(cwd=tmp_path, OTEL_TRACES_EXPORTER="otpl") as served:
         assert post(served).status_code == 202
         served.stop()
@@ -139,8 +182,8 @@ def test_unknown_exporter_is_a_warning(tmp_path):
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grcp", "there is no protocol 'grcp'; there are grpc, http/protobuf"),
     ],
 )
-def test_invalid_variable_disables_export_only(tmp_path, variable, value, says):
-    """A variable that the SDK rejects is a warning with the signal and the reason; the service works."""
+def test_invalid_variable_disables_telemetry_only(tmp_path, variable, value, says):
+    """A value that the SDK rejects is a warning that names the signal and the reason."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", variable: value}
     with serving(cwd=tmp_path, **environment) as served:
         assert post(served).status_code == 202
@@ -148,8 +191,8 @@ def test_invalid_variable_disables_export_only(tmp_path, variable, value, says):
     assert lines_with(served, says)
 
 
-def test_empty_variables_and_several_exporters(tmp_path):
-    """As in the specification, empty variables count as not set, and there may be several exporters."""
+def test_empty_variables_count_as_unset_and_several_exporters_work(tmp_path):
+    """Both are required by the specification."""
     with collector("grpc") as collects:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collects.endpoint,
@@ -166,7 +209,7 @@ def test_empty_variables_and_several_exporters(tmp_path):
 
 
 def test_unreachable_collector_is_logged_once(tmp_path):
-    """Publishing works without a collector; one line each gives the reason, for traces and for metrics."""
+    """Events are published without a collector; one line for traces and one for metrics has the reason."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
     environment = {
@@ -191,8 +234,8 @@ def test_unreachable_collector_is_logged_once(tmp_path):
     assert [line for line in lines_with(served, "retrying") if line not in lines] == []
 
 
-def test_recovered_collector_is_logged(tmp_path):
-    """After an outage of the collector, a line says that it is over."""
+def test_collector_that_recovers_is_logged(tmp_path):
+    """After an outage one line says that it is over, and spans arrive."""
     with collector("http/protobuf") as collects:
         collects.go_on.clear()
         environment = {
@@ -214,7 +257,7 @@ def test_recovered_collector_is_logged(tmp_path):
 
 
 def test_hanging_collector_does_not_delay_shutdown(tmp_path):
-    """Spans over the queue's size are dropped with one log line; the last flush is bounded, and the exit status 0."""
+    """Spans over the queue's limit are dropped, which is logged once; the flush is bounded; the exit status is 0."""
     with collector("grpc") as collects:
         collects.go_on.clear()
         environment = {
@@ -229,18 +272,18 @@ def test_hanging_collector_does_not_delay_shutdown(tmp_path):
             start = time.monotonic()
             assert served.stop() == 0
             assert time.monotonic() - start < 8
-    assert lines_with(served, "Telemetry was not exported to the end")
+    assert lines_with(served, "Telemetry was not fully exported")
 
 
 def test_provider_of_the_host_is_kept(traced, monkeypatch):
-    """If the host has set a TracerProvider, pulsecart sets none."""
+    """If the host has set a TracerProvider, the application sets none."""
     traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     assert export._set_up.__wrapped__() == []
 
 
 def test_logging_of_the_host_is_kept(tmp_path):
-    """With a TracerProvider of the host, metrics are exported, and OpenTelemetry's loggers stay unchanged."""
+    """With a TracerProvider of the host metrics are exported, and OpenTelemetry's log lines are not redirected."""
     program = """
 import logging
 from opentelemetry import trace
@@ -260,7 +303,7 @@ assert logging.getLogger("opentelemetry").propagate
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_log_records_outside_an_export_are_dropped(caplog):
+def test_log_lines_outside_an_export_are_not_kept(caplog):
     """Callers can make OpenTelemetry log a line for each request, which must fill neither memory nor the log."""
     failures = export._Failures()
     for _ in range(3):
@@ -269,8 +312,8 @@ def test_log_records_outside_an_export_are_dropped(caplog):
     assert caplog.records == []
 
 
-def test_exporter_that_raises_is_logged_once(caplog):
-    """Older exporters raise and newer ones return a failure; either is logged once, and so is its end."""
+def test_exporter_that_raises_is_logged(caplog):
+    """Older exporters raise an exception, newer ones return a failure: both are logged once, and so is their end."""
     outcomes = [ConnectionError("refused"), ConnectionError("refused"), SpanExportResult.SUCCESS]
 
     class Exporter:
@@ -280,7 +323,7 @@ def test_exporter_that_raises_is_logged_once(caplog):
                 raise outcome
             return outcome
 
-    exporter = export._Failures().told(Exporter(), "traces")
+    exporter = export._Failures().reporting(Exporter(), "traces")
     for _ in range(2):
         with pytest.raises(ConnectionError):
             exporter.export([])
@@ -291,7 +334,7 @@ def test_exporter_that_raises_is_logged_once(caplog):
 
 
 async def test_failing_flush_is_logged(caplog):
-    """An exception of the last flush is logged, and does not prevent the shutdown."""
+    """An exception of an exporter does not prevent shutdown."""
 
     def defective() -> None:
         raise ZeroDivisionError
@@ -301,7 +344,7 @@ async def test_failing_flush_is_logged(caplog):
 
 
 def test_hanging_metadata_server_is_not_waited_for(monkeypatch):
-    """The metadata server is asked within a time limit; without an answer its attributes are left out."""
+    """Detection is bounded; without an answer the resource has no platform."""
     monkeypatch.setattr(export, "DETECT_SECONDS", 0.2)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as hanging:
@@ -312,8 +355,8 @@ def test_hanging_metadata_server_is_not_waited_for(monkeypatch):
         assert time.monotonic() - start < 2
 
 
-def test_failing_metadata_detector_is_a_warning(monkeypatch, caplog):
-    """A detector that fails is a warning, and telemetry is exported without its attributes."""
+def test_failing_metadata_server_is_a_warning(monkeypatch, caplog):
+    """Telemetry is exported even if the detector fails."""
 
     def nonsense() -> None:
         raise KeyError("project")
@@ -321,11 +364,11 @@ def test_failing_metadata_detector_is_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(_metadata, "is_available", nonsense)
     monkeypatch.setenv("K_SERVICE", "front")
     assert export._resource().attributes["service.name"] == "pulsecart"
-    assert "did not say where this runs: KeyError" in caplog.text
+    assert "did not describe this service: KeyError" in caplog.text
 
 
-def test_resource_describes_cloud_run(monkeypatch):
-    """With Google's metadata server, the resource names service, revision, instance and region."""
+def test_resource_on_cloud_run(monkeypatch):
+    """The resource has service, revision, instance and region from Google's metadata server."""
 
     class Metadata(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -28,7 +28,7 @@ Read = Callable[[str], dict[frozenset[tuple[str, Any]], Any]]
 
 @pytest.fixture(scope="session")
 def reader() -> InMemoryMetricReader:
-    """Set a MeterProvider for all that follows: OpenTelemetry lets it be set only once."""
+    """Set a MeterProvider for the session: OpenTelemetry allows that only once."""
     in_memory = InMemoryMetricReader()
     api.set_meter_provider(MeterProvider([in_memory], shutdown_on_exit=False))
     return in_memory
@@ -54,7 +54,7 @@ def read(reader) -> Read:
 
 @pytest.fixture
 def grown(read) -> Callable[[str], dict[frozenset[tuple[str, Any]], float]]:
-    """Return by how much the points of a counter or histogram have grown since the last call, where they have."""
+    """Return the points of a counter or histogram that have grown since the last call, and by how much."""
     seen: dict[tuple[str, frozenset[tuple[str, Any]]], float] = {}
 
     def growth(name: str) -> dict[frozenset[tuple[str, Any]], float]:
@@ -74,7 +74,7 @@ def points(*entries: tuple[dict[str, Any], float]) -> dict[frozenset[tuple[str, 
 
 
 async def test_events_are_counted_by_type_and_outcome(grown, order_json):
-    """Published, invalid and failed ones, and what was wrong; a type that callers make up is one label value."""
+    """Each has its type, outcome and error; all unknown types share one label value."""
     grown("pulsecart.events")
     outages = [None, BrokerUnavailable("test")]
 
@@ -105,7 +105,7 @@ async def test_events_are_counted_by_type_and_outcome(grown, order_json):
 
 
 async def test_a_defect_is_counted_as_a_failure(grown, order_json):
-    """What is neither the caller's fault nor the broker's counts too, by the kind of error."""
+    """An unexpected exception is counted under the name of its class."""
     grown("pulsecart.events")
     producer = Producer(MemoryTransport(), observer=Telemetry(), clock=lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -115,7 +115,7 @@ async def test_a_defect_is_counted_as_a_failure(grown, order_json):
 
 
 async def test_requests_to_the_broker_are_counted_and_timed(grown, read):
-    """By the conventions: messages sent, durations in the recommended buckets, errors by the broker's status."""
+    """Messages and durations follow the conventions, with the recommended buckets and the broker's status."""
     for name in ("messaging.client.operation.duration", "messaging.client.sent.messages", "pulsecart.requests"):
         grown(name)
     limits = Limits(deadline=5, batching={TOPIC: Batching(max_messages=20, max_latency=0.5)})
@@ -172,8 +172,19 @@ async def test_http_requests_are_timed_by_route_and_status(grown, read, order_js
     assert read("http.server.request.duration")[accepted].explicit_bounds == BUCKETS
 
 
-async def test_what_is_in_flight_can_be_seen(read):
-    """Messages, their bytes, how many of them wait for their turn, and how long the oldest has waited."""
+async def test_unknown_paths_share_one_series(grown):
+    """Without a route there is no `http.route`: a path is a value that a caller chooses."""
+    grown("http.server.request.duration")
+    app = create_app(Settings(transport="memory"), transport=MemoryTransport())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path in ("/a", "/b"):
+            await client.get(path)
+    not_found = {"http.request.method": "GET", "http.response.status_code": 404, "url.scheme": "http"}
+    assert grown("http.server.request.duration") == points((not_found, 2))
+
+
+async def test_load_is_observed(read):
+    """There are gauges for messages, bytes, waiting messages and the age of the oldest."""
 
     def value(name: str) -> float:
         (point,) = read(name).values()
@@ -203,7 +214,7 @@ async def test_what_is_in_flight_can_be_seen(read):
     ("count", "name"), [(1, "1"), (2, "2-10"), (10, "2-10"), (11, "11-100"), (100, "11-100"), (101, "101-1000")]
 )
 def test_batch_sizes_fall_into_few_classes(grown, count, name):
-    """However large a request is, its label is one of four."""
+    """The label of a request's size is one of four."""
     grown("pulsecart.requests")
-    metrics.send_ended("t", count, ("h", 1), 0.1)
+    Telemetry().sending("t", count, [], ("h", 1)).ended("")
     assert grown("pulsecart.requests") == points(({"messaging.destination.name": "t", "pulsecart.batch.size": name}, 1))

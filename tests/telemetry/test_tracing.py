@@ -2,6 +2,8 @@ import asyncio
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import time
 import uuid
 from contextlib import asynccontextmanager
@@ -11,8 +13,10 @@ import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, TraceIdRatioBased
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
 from pulsecart import (
@@ -29,7 +33,7 @@ from pulsecart import (
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
-from pulsecart.telemetry import EventSampler, Telemetry, tracing
+from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry, tracing
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.strict_server import strict_server
 
@@ -58,7 +62,7 @@ async def remote(broker, spans):
 
 @asynccontextmanager
 async def posting(transport, **settings):
-    """Give what posts to the whole application on a transport."""
+    """Give a function that posts to the whole application on a transport."""
     app = create_app(Settings(transport="memory", **settings), transport=transport)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
 
@@ -148,8 +152,8 @@ async def test_one_request_with_several_events_is_a_root_with_links(spans, broke
         assert [link.context.span_id for link in creates[span_id].links] == [several.context.span_id]
 
 
-async def test_waiting_for_the_turn_and_retrying_can_be_told_apart(spans, broker, remote):
-    """A create span notes when its turn came, and a send span each attempt that failed."""
+async def test_waiting_and_retrying_are_recorded_separately(spans, broker, remote):
+    """A create span has an event for the end of its wait, and a send span one for each failed attempt."""
     gate = asyncio.Event()
     broker.script.extend([gate, grpc.StatusCode.UNAVAILABLE, None])
     producer = Producer(remote, observer=Telemetry())
@@ -170,7 +174,7 @@ async def test_waiting_for_the_turn_and_retrying_can_be_told_apart(spans, broker
 
 
 async def test_a_failure_is_marked_on_every_span(spans, broker, remote, order_json):
-    """What the broker refuses is an error of send, create and request, with the broker's status as its type."""
+    """A refusal by the broker is an error of all three spans; send and create have the broker's status as its type."""
     broker.topics.clear()
     async with posting(remote) as post:
         response = await post(order_json())
@@ -181,8 +185,8 @@ async def test_a_failure_is_marked_on_every_span(spans, broker, remote, order_js
     assert "messaging.message.id" not in spans.one("create").attributes
 
 
-async def test_a_callers_fault_is_no_error_of_the_request(spans, order_json):
-    """A 4xx leaves the request's status unset, and makes no event span."""
+async def test_4xx_is_no_error_of_the_request(spans, order_json):
+    """A 4xx leaves the status of the request's span unset, and no span is made for the event."""
     async with posting(MemoryTransport()) as post:
         await post(order_json(user_id=""))
     request = spans.one("POST")
@@ -190,8 +194,8 @@ async def test_a_callers_fault_is_no_error_of_the_request(spans, order_json):
     assert spans("create") == []
 
 
-async def test_a_defect_is_an_error_of_the_request(spans, order_json):
-    """A 500 ends its spans, as errors."""
+async def test_500_is_an_error_of_both_spans(spans, order_json):
+    """An unexpected exception ends the spans of request and event as errors."""
 
     async def defective(_message: Message) -> None:
         raise ZeroDivisionError
@@ -202,7 +206,7 @@ async def test_a_defect_is_an_error_of_the_request(spans, order_json):
     assert spans.one("create").status.status_code is StatusCode.ERROR
 
 
-async def test_a_caller_that_gives_up_ends_its_span(spans, broker, remote):
+async def test_cancelled_publish_ends_its_span(spans, broker, remote):
     """A publish that is cancelled leaves no span open."""
     broker.script.append(asyncio.Event())
     task = asyncio.create_task(Producer(remote, observer=Telemetry()).publish(placed()))
@@ -213,7 +217,7 @@ async def test_a_caller_that_gives_up_ends_its_span(spans, broker, remote):
     assert spans.one("create").attributes["error.type"] == "CancelledError"
 
 
-async def test_a_request_that_is_ended_from_outside_ends_its_spans(spans, broker, remote, order_json):
+async def test_cancelled_request_ends_its_spans(spans, broker, remote, order_json):
     """A server that cancels a request leaves no span open."""
     broker.script.append(asyncio.Event())
     async with posting(remote) as post:
@@ -240,8 +244,8 @@ async def test_the_request_follows_its_caller(spans, order_json):
 @pytest.mark.parametrize(
     "header", ["", "00-xyz", f"00-{'0' * 32}-{CALLER_SPAN}-01", f"ff-{CALLER_TRACE}-{CALLER_SPAN}-01"]
 )
-async def test_a_traceparent_that_is_none_is_left_aside(spans, order_json, header):
-    """A malformed traceparent starts a new trace, and refuses nothing."""
+async def test_malformed_traceparent_is_ignored(spans, order_json, header):
+    """The request starts a new trace and is answered as usual."""
     async with posting(MemoryTransport()) as post:
         response = await post(order_json(), traceparent=header)
     assert response.status_code == 202
@@ -250,7 +254,7 @@ async def test_a_traceparent_that_is_none_is_left_aside(spans, order_json, heade
 
 @pytest.mark.parametrize(("flag", "recorded"), [("01", 1), ("00", 0)])
 async def test_an_event_is_sampled_by_its_callers_flag(traced, order_json, flag, recorded):
-    """Where the ratio takes none, an event is sampled if its remote caller is; its message says so either way."""
+    """With a ratio of 0 an event is sampled if its remote caller is; its message has the flag in both cases."""
     spans, transport = traced(ALWAYS_OFF), MemoryTransport()
     async with posting(transport) as post:
         await post(order_json(), traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-{flag}")
@@ -260,8 +264,167 @@ async def test_an_event_is_sampled_by_its_callers_flag(traced, order_json, flag,
     assert message.attributes["traceparent"][3:35] == trace_id_of(message.attributes["event_id"])
 
 
-async def test_a_sampler_that_does_not_respect_parents_is_obeyed():
-    """Whoever turns tracing off for all turns it off, whatever callers say."""
+LOW_TRACE, HIGH_TRACE = "4bf92f3577b34da60000000000000001", "4bf92f3577b34da6ffffffffffffffff"
+LOW_EVENT, HIGH_EVENT = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
+
+
+@pytest.mark.parametrize(
+    ("callers", "caller", "traced_events"),
+    [
+        ("always", (LOW_TRACE, "01"), {LOW_EVENT, HIGH_EVENT}),
+        ("always", (HIGH_TRACE, "01"), {LOW_EVENT, HIGH_EVENT}),
+        ("always", (HIGH_TRACE, "00"), {LOW_EVENT}),
+        ("ratio", (LOW_TRACE, "01"), {LOW_EVENT, HIGH_EVENT}),
+        ("ratio", (HIGH_TRACE, "01"), {LOW_EVENT}),
+        ("ratio", (LOW_TRACE, "00"), {LOW_EVENT}),
+        ("never", (LOW_TRACE, "01"), {LOW_EVENT}),
+        ("never", (HIGH_TRACE, "01"), {LOW_EVENT}),
+        ("never", (LOW_TRACE, "00"), {LOW_EVENT}),
+    ],
+)
+async def test_events_are_sampled_by_caller_and_setting(traced, order_json, callers, caller, traced_events):
+    """The flag of all callers counts, of those whose trace id is below the ratio, or of none."""
+    (trace_id, flag), spans, transport = caller, traced(TraceIdRatioBased(0.5)), MemoryTransport()
+    async with posting(transport, trace_callers=callers) as post:
+        for event_id in (LOW_EVENT, HIGH_EVENT):
+            await post(order_json(event_id=event_id), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
+    assert {span.attributes["cloudevents.event_id"] for span in spans("create")} == traced_events
+    for message in transport.messages:
+        sampled = message.attributes["event_id"] in traced_events
+        assert message.attributes["traceparent"].endswith(f"-{int(sampled):02x}")
+
+
+@pytest.mark.parametrize(
+    ("callers", "caller", "recorded"),
+    [
+        ("always", (HIGH_TRACE, "01"), True),
+        ("always", (LOW_TRACE, "00"), False),
+        ("ratio", (LOW_TRACE, "01"), True),
+        ("ratio", (HIGH_TRACE, "01"), False),
+        ("ratio", (LOW_TRACE, "00"), False),
+        ("never", (LOW_TRACE, "01"), True),
+        ("never", (LOW_TRACE, "00"), True),
+        ("never", (HIGH_TRACE, "01"), False),
+    ],
+)
+async def test_requests_are_sampled_by_caller_and_setting(traced, order_json, callers, caller, recorded):
+    """A request is always in its caller's trace; with `never` only the trace id decides whether it is sampled."""
+    (trace_id, flag), spans = caller, traced(TraceIdRatioBased(0.5))
+    async with posting(MemoryTransport(), trace_callers=callers) as post:
+        response = await post(order_json(), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
+    _version, answered, _span_id, answered_flag = response.headers["traceresponse"].split("-")
+    assert (answered, answered_flag) == (trace_id, f"{int(recorded):02x}")
+    assert [f"{span.parent.span_id:016x}" for span in spans("POST")] == [CALLER_SPAN] * recorded
+
+
+@pytest.mark.parametrize(("environment", "recorded"), [("dev", 1), ("staging", 0), ("prod", 0)])
+async def test_sampled_callers_count_by_default_in_development_only(traced, order_json, environment, recorded):
+    """In staging and prod the ratio is the upper bound."""
+    spans, transport = traced(ALWAYS_OFF), MemoryTransport()
+    settings = Settings(transport="pubsub", project="shop", environment=environment)
+    app = create_app(settings, transport=transport)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        headers = {"Content-Type": "application/json", "traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"}
+        await client.post("/events/ingest", content=order_json(), headers=headers)
+    assert len(spans("create")) == len(spans("POST")) == recorded
+
+
+@pytest.mark.parametrize("flag", ["00", "01"])
+async def test_unsampled_event_in_sampled_request(traced, broker, order_json, flag):
+    """The request's span links to the event's trace, and there is no span for the send."""
+    spans = traced(TraceIdRatioBased(0.5))
+    limits, observer = Limits(deadline=2), Telemetry()
+    trace_id = LOW_TRACE
+    async with (
+        EmulatorTransport(project="test", host=broker.host, limits=limits, observer=observer) as transport,
+        posting(transport, trace_callers="never") as post,
+    ):
+        response = await post(order_json(event_id=HIGH_EVENT), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
+    assert response.status_code == 202
+    assert (spans("create"), spans("send")) == ([], [])
+    (link,) = spans.one("POST").links
+    (sent,) = broker.messages
+    assert sent.attributes["traceparent"] == f"00-{trace_id_of(HIGH_EVENT)}-{link.context.span_id:016x}-00"
+
+
+class Deciding(Sampler):
+    """A sampler of a host, which records its calls and returns a fixed decision."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        self.asked = []
+
+    def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, **_others):
+        self.asked.append((name, kind, f"{trace_id:032x}", dict(attributes)))
+        state = trace.TraceState([("vendor", "x")])
+        return SamplingResult(self.decision, {**attributes, "by": "a host"}, state)
+
+    def get_description(self) -> str:
+        return "Deciding"
+
+
+@pytest.mark.parametrize("decision", list(Decision))
+async def test_custom_sampler_is_called_once_for_each_span(traced, order_json, decision):
+    """It gets name, kind, trace id and attributes; its decision, attributes and tracestate are used."""
+    sampler, transport = Deciding(decision), MemoryTransport()
+    spans = traced(sampler)
+    async with posting(transport) as post:
+        response = await post(order_json())
+    event_id, trace_id = response.json()["event_id"], response.json()["trace_id"]
+    (request, create) = sampler.asked
+    assert request[:2] == ("POST /events/ingest", SpanKind.SERVER)
+    assert create[:3] == (f"create {TOPIC}", SpanKind.PRODUCER, trace_id)
+    assert create[3]["cloudevents.event_id"] == event_id
+    (message,) = transport.messages
+    flag = "01" if decision is Decision.RECORD_AND_SAMPLE else "00"
+    assert message.attributes["traceparent"].startswith(f"00-{trace_id}-")
+    assert message.attributes["traceparent"].endswith(f"-{flag}")
+    assert message.attributes["tracestate"] == "vendor=x"
+    # The SDK does not export spans that are only recorded.
+    assert [span.attributes["by"] for span in spans("create")] == ["a host"] * (flag == "01")
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": ALWAYS_OFF}])
+async def test_provider_without_event_sampler_uses_its_own_rules(monkeypatch, order_json, options):
+    """The setting for callers has no effect on it."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(id_generator=EventIdGenerator(), shutdown_on_exit=False, **options)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    transport = MemoryTransport()
+    async with posting(transport, trace_callers="never") as post:
+        response = await post(order_json(), traceparent=f"00-{HIGH_TRACE}-{CALLER_SPAN}-01")
+    recorded = [span.name for span in exporter.get_finished_spans()]
+    assert recorded == ([] if options else [f"create {TOPIC}", "POST /events/ingest"])
+    (message,) = transport.messages
+    assert message.attributes["traceparent"].split("-")[1::2] == [
+        response.json()["trace_id"],
+        "00" if options else "01",
+    ]
+
+
+def test_provider_of_another_sdk_is_used_without_loading_opentelemetrys():
+    """Any implementation of the API will do; one without spans adds nothing to messages."""
+    program = """
+import asyncio, sys
+from opentelemetry import trace
+trace.set_tracer_provider(trace.NoOpTracerProvider())
+from pulsecart import Producer
+from pulsecart.events import OrderPlaced
+from pulsecart.telemetry import Telemetry
+from pulsecart.transports import MemoryTransport
+transport = MemoryTransport()
+event = OrderPlaced(user_id="u", order_id="o", payload={})
+asyncio.run(Producer(transport, observer=Telemetry()).publish(event))
+assert set(transport.messages[0].attributes) == {"event_type", "event_id"}
+assert "opentelemetry.sdk" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+async def test_sampler_that_ignores_parents_is_obeyed():
+    """With ALWAYS_OFF nothing is sampled, even for sampled callers."""
     sampler = EventSampler(ALWAYS_OFF)
     caller = trace.SpanContext(int(CALLER_TRACE, 16), int(CALLER_SPAN, 16), is_remote=True, trace_flags=TraceFlags(1))
     assert sampler.should_sample(Context({tracing.CALLER: caller}), 1, "create t").decision is Decision.DROP
@@ -280,7 +443,7 @@ async def test_in_a_library_the_current_span_is_the_caller(traced):
 
 
 async def test_a_request_is_sampled_if_any_of_its_events_is(traced, broker):
-    """Of a batch with one sampled event there is a send span, linked to that event alone; of one without, none."""
+    """A batch with one sampled event has a send span, linked to that event only; a batch without has none."""
     low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
     spans = traced(TraceIdRatioBased(0.5))
     limits = Limits(batching={TOPIC: Batching(max_messages=2, max_latency=5)})
@@ -316,26 +479,32 @@ def uuid7() -> uuid.UUID:
 )
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75])
 def test_sampling_is_even_and_the_same_for_the_same_id(traced, new_id, ratio):
-    """Of many ids of each form the ratio is sampled, and each id again as before."""
-    traced(TraceIdRatioBased(ratio))
+    """The ratio of many ids is sampled, and each id is decided alike, whether the sampler is asked or not."""
+    traced(TraceIdRatioBased(ratio), known=True)
     ids = [new_id() for _ in range(2000)]
 
-    producer = Producer(MemoryTransport())
+    prepare = Producer(MemoryTransport()).prepare
 
-    def sampled(event_id: str) -> bool:
-        span = tracing.start_create(producer.prepare(placed(event_id=event_id)), "")
-        assert f"{span.get_span_context().trace_id:032x}" == trace_id_of(event_id)
-        return span.get_span_context().trace_flags.sampled
+    def sampled(event_id: str, observer: Telemetry) -> bool:
+        observed = observer.publishing(prepare(placed(event_id=event_id)))
+        _version, trace_id, _span_id, flags = observed.attributes["traceparent"].split("-")
+        observed.published("1")
+        assert trace_id == trace_id_of(event_id)
+        return flags == "01"
 
-    found = [sampled(event_id) for event_id in ids]
+    quick = Telemetry()
+    found = [sampled(event_id, quick) for event_id in ids]
     deviation = (ratio * (1 - ratio) / len(ids)) ** 0.5
     assert abs(sum(found) / len(ids) - ratio) < 5 * deviation
+    traced(TraceIdRatioBased(ratio))
+    asking = Telemetry()
     again = random.sample(range(len(ids)), 100)
-    assert [sampled(ids[n]) for n in again] == [found[n] for n in again]
+    for observer in (quick, asking):
+        assert [sampled(ids[n], observer) for n in again] == [found[n] for n in again]
 
 
-async def test_the_turn_comes_once_however_often_a_request_is_halved(spans, broker):
-    """Where a poison message is looked for, a create span still has one end of its wait."""
+async def test_turn_is_recorded_once_when_a_request_is_halved(spans, broker):
+    """A create span has one end of its wait even if the broker's refusal makes the request be split."""
     broker.poison = b"poison"
     limits = Limits(batching={TOPIC: Batching(max_messages=8, max_latency=1)})
     async with EmulatorTransport(project="test", host=broker.host, limits=limits, observer=Telemetry()) as transport:
@@ -346,8 +515,8 @@ async def test_the_turn_comes_once_however_often_a_request_is_halved(spans, brok
     assert [[event.name for event in span.events] for span in spans("create")] == [["pulsecart.turn_came"]] * 8
 
 
-async def test_a_request_that_is_cut_off_is_a_failure(spans, broker, monkeypatch):
-    """What a drain ends before the broker's answer is an error of its send span."""
+async def test_send_cancelled_by_drain_is_a_failure(spans, broker, monkeypatch):
+    """A send that a drain cancels before the broker has answered is an error of its span."""
     monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
     broker.script.append(asyncio.Event())
     async with EmulatorTransport(project="test", host=broker.host, observer=Telemetry()) as transport:
@@ -359,18 +528,18 @@ async def test_a_request_that_is_cut_off_is_a_failure(spans, broker, monkeypatch
 
 
 @pytest.mark.parametrize("header", ["a" * 7000, "=", "a=b,a=b", "\x00"])
-async def test_a_callers_tracestate_is_left_aside(spans, order_json, header, caplog):
-    """Whatever stands there, the caller's span is followed, and nothing is logged."""
+async def test_tracestate_of_the_caller_is_ignored(spans, order_json, header, caplog):
+    """The caller's span is the parent whatever the header contains, and nothing is logged."""
     async with posting(MemoryTransport()) as post:
         await post(order_json(), traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-01", tracestate=header)
     assert f"{spans.one('POST').parent.trace_id:032x}" == CALLER_TRACE
     assert caplog.records == []
 
 
-async def test_a_hosts_own_spans_have_traces_of_their_own(spans):
-    """The trace id of an event is for its root alone, not for what the same task starts next."""
+async def test_spans_of_the_host_have_other_traces(spans):
+    """The trace id of an event is used for its root only, not for the next span of the same task."""
     receipt = await Producer(MemoryTransport(), observer=Telemetry()).publish(placed())
-    tracing._tracer.start_span("the host's own").end()
+    trace.get_tracer("host").start_span("the host's own").end()
     assert f"{spans.one('the host').context.trace_id:032x}" != receipt.trace_id
 
 
@@ -387,8 +556,8 @@ async def test_a_retry_adds_a_root_to_the_same_trace(spans):
 
 
 @pytest.mark.parametrize(("setting", "found"), [("false", None), ("true", "user-é")])
-async def test_the_ordering_key_is_in_a_span_only_where_a_setting_allows_it(spans, order_json, setting, found):
-    """A user id is personal data: without the setting no span has it anywhere."""
+async def test_ordering_key_is_recorded_only_if_allowed(spans, order_json, setting, found):
+    """A user id is personal data: without the setting no span contains it."""
     async with posting(MemoryTransport(), personal_data=setting) as post:
         await post(order_json(user_id="user-é"))
     assert spans.one("create").attributes.get("messaging.gcp_pubsub.message.ordering_key") == found
@@ -397,7 +566,7 @@ async def test_the_ordering_key_is_in_a_span_only_where_a_setting_allows_it(span
 
 
 async def test_a_tracestate_that_a_sampler_sets_is_passed_on(traced, monkeypatch):
-    """Where the event's trace has a state, consumers get it, under both names."""
+    """Consumers get the state of the event's trace under both names."""
     state = trace.TraceState([("vendor", "x")])
     context = trace.SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(3), trace_state=state)
     assert tracing.propagated(context) == {
@@ -409,7 +578,7 @@ async def test_a_tracestate_that_a_sampler_sets_is_passed_on(traced, monkeypatch
 
 
 async def test_without_a_provider_nothing_is_added(order_json):
-    """Where nobody traces, the message and the answer carry no trace context."""
+    """Without tracing, message and answer have no trace context."""
     transport = MemoryTransport()
     async with posting(transport) as post:
         response = await post(order_json(), traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-01")
@@ -418,7 +587,7 @@ async def test_without_a_provider_nothing_is_added(order_json):
 
 
 async def test_an_error_carries_the_events_trace_context(spans):
-    """Who catches a publish error has what its log line needs."""
+    """A publish error has what a log line needs."""
 
     async def outage(_message: Message) -> None:
         raise BrokerUnavailable("test")
@@ -432,7 +601,7 @@ async def test_an_error_carries_the_events_trace_context(spans):
 
 
 async def test_raising_span_processor_does_not_change_the_answer(spans, order_json, caplog):
-    """What a host's own part of telemetry raises when the request's span ends is logged, and the event is accepted."""
+    """The exception is logged, and the event is accepted."""
 
     class Raising(SpanProcessor):
         def on_end(self, span):
