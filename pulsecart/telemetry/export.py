@@ -21,7 +21,7 @@ from pulsecart.telemetry import durations, metrics, tracing
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
-__all__ = ["FLUSH_SECONDS", "exporting"]
+__all__ = ["FLUSH_SECONDS", "exporting", "flush_in_time", "resource_of_process", "set_up_providers"]
 
 FLUSH_SECONDS = 1.0
 """How long the last export may take when the service stops."""
@@ -49,17 +49,17 @@ async def exporting(set_up: Callable[[], object]) -> AsyncIterator[None]:
 
     `set_up` is called once the providers have been set.
     """
-    flushes = await asyncio.to_thread(_set_up)  # it may wait for a metadata server
+    flushes = await asyncio.to_thread(set_up_providers)  # it may wait for a metadata server
     set_up()
     try:
         yield
     finally:
         if flushes:
-            await asyncio.gather(*map(_in_bounds, flushes))
+            await asyncio.gather(*map(flush_in_time, flushes))
 
 
 @cache
-def _set_up() -> list[Callable[[], object]]:
+def set_up_providers() -> list[Callable[[], object]]:
     """Set this process's providers, once. Return the functions that flush them."""
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return []
@@ -75,7 +75,7 @@ def _set_up() -> list[Callable[[], object]]:
     failures = _Failures()
     flushes: list[Callable[[], object]] = []
     try:
-        resource = _resource()
+        resource = resource_of_process()
     except ModuleNotFoundError as error:
         _warn_missing(" and ".join(wanted), error)
         return []
@@ -130,7 +130,8 @@ def _load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _resource() -> "Resource":
+def resource_of_process() -> "Resource":
+    """Return what identifies this process: the standard variables, and on Google Cloud what its metadata server says."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource, get_aggregated_resources
 
     ours = Resource(
@@ -222,7 +223,7 @@ def _is_delta(exporter: str) -> bool:
     return exporter != _CONSOLE["metrics"] and preference in ("DELTA", "LOWMEMORY")
 
 
-async def _in_bounds(flush: Callable[[], object]) -> None:
+async def flush_in_time(flush: Callable[[], object]) -> None:
     """Run a flush for at most `FLUSH_SECONDS`, in a daemon thread, which does not keep the process alive."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 

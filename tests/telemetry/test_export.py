@@ -279,7 +279,7 @@ def test_provider_of_the_host_is_kept(traced, monkeypatch):
     """If the host has set a TracerProvider, the application sets none."""
     traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    assert export._set_up.__wrapped__() == []
+    assert export.set_up_providers.__wrapped__() == []
 
 
 def test_logging_of_the_host_is_kept(tmp_path):
@@ -291,7 +291,7 @@ from opentelemetry.sdk.trace import TracerProvider
 host = TracerProvider()
 trace.set_tracer_provider(host)
 from pulsecart.telemetry import export, metrics
-assert len(export._set_up()) == 1
+assert len(export.set_up_providers()) == 1
 assert metrics.are_on()
 assert trace.get_tracer_provider() is host
 assert logging.getLogger("opentelemetry").propagate
@@ -339,7 +339,7 @@ async def test_failing_flush_is_logged(caplog):
     def defective() -> None:
         raise ZeroDivisionError
 
-    await export._in_bounds(defective)
+    await export.flush_in_time(defective)
     assert [record.getMessage() for record in caplog.records] == ["Telemetry could not be flushed"]
 
 
@@ -351,7 +351,7 @@ def test_hanging_metadata_server_is_not_waited_for(monkeypatch):
         monkeypatch.setattr(_metadata, "_GCP_METADATA_URL", f"http://127.0.0.1:{hanging.getsockname()[1]}/")
         _metadata.is_available.cache_clear()
         start = time.monotonic()
-        assert export._resource().attributes["service.name"] == "pulsecart"
+        assert export.resource_of_process().attributes["service.name"] == "pulsecart"
         assert time.monotonic() - start < 2
 
 
@@ -363,7 +363,7 @@ def test_failing_metadata_server_is_a_warning(monkeypatch, caplog):
 
     monkeypatch.setattr(_metadata, "is_available", nonsense)
     monkeypatch.setenv("K_SERVICE", "front")
-    assert export._resource().attributes["service.name"] == "pulsecart"
+    assert export.resource_of_process().attributes["service.name"] == "pulsecart"
     assert "did not describe this service: KeyError" in caplog.text
 
 
@@ -395,7 +395,7 @@ def test_resource_on_cloud_run(monkeypatch):
             monkeypatch.setenv(name, value)
         _metadata.is_available.cache_clear()
         _metadata.get_metadata.cache_clear()
-        attributes = export._resource().attributes
+        attributes = export.resource_of_process().attributes
     finally:
         server.shutdown()
         server.server_close()
