@@ -131,7 +131,7 @@ def _load(name: str) -> Any:
 
 
 def resource_of_process() -> "Resource":
-    """Return what identifies this process: the standard variables, and on Google Cloud what its metadata server says."""
+    """Return what identifies this process: standard variables, and on Google Cloud what its metadata server says."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource, get_aggregated_resources
 
     ours = Resource(
