@@ -66,8 +66,7 @@ class Application(Starlette):
 def path_of(scope: Scope) -> str:
     """Return the path of a request without the prefix that the application is mounted at."""
     path: str = scope["path"]
-    root: str = scope["root_path"]
-    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+    return path.removeprefix(scope["root_path"])
 
 
 class _Dispatcher:

@@ -382,6 +382,49 @@ async def test_application_that_waits_before_another_request():
         assert [(await client.answer())[2] for _ in range(2)] == [b"ok", b"ok"]
 
 
+async def test_application_that_waits_does_not_make_the_service_read_ahead():
+    """However often an application asks for more of a complete request, what follows stays in the socket."""
+    done = asyncio.Event()
+
+    async def asks(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for _ in range(300):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await receive()
+        done.set()
+        await respond(send, b"ok")
+
+    async with running(asks) as service:
+        client = await service.connect()
+        client.writer.write(GET * 1_500_000)
+        async with asyncio.timeout(10):
+            await done.wait()
+        # The socket buffers hold some; a read for each question would have taken it all.
+        assert client.writer.transport.get_write_buffer_size() > 20_000_000
+
+
+async def test_request_waits_until_the_answer_before_it_is_read():
+    """A client that does not read an answer does not have its next request processed."""
+    app_calls = 0
+
+    async def large(_scope: Any, _receive: Any, send: Any) -> None:
+        nonlocal app_calls
+        app_calls += 1
+        await respond(send, b"x" * 20_000_000)
+
+    async with running(large) as service:
+        client = await service.connect()
+        client.writer.transport.pause_reading()
+        client.writer.write(GET * 2)
+        await until(lambda: service.state.total_requests)
+        await asyncio.sleep(0.1)
+        assert app_calls == 1
+        client.writer.transport.resume_reading()
+        for _ in range(2):
+            assert len((await client.answer())[2]) == 20_000_000
+
+
 async def test_unix_socket(tmp_path):
     """On a Unix socket the scope has the server's path, and no client."""
     app = Echo()
@@ -490,7 +533,9 @@ async def test_early_answer_reaches_a_client_that_keeps_sending():
         assert await client.closed()
 
 
-@pytest.mark.parametrize("limits", [{"linger_bytes": 1000}, {"linger_seconds": 0.1}], ids=["bytes", "seconds"])
+@pytest.mark.parametrize(
+    "limits", [{"linger_bytes": 1000, "linger_seconds": 60}, {"linger_seconds": 0.1}], ids=["bytes", "seconds"]
+)
 async def test_rest_of_a_rejected_body_is_limited(limits):
     """The rest of a body that is not needed is read within limits of bytes and time."""
 

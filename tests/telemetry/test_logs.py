@@ -138,6 +138,22 @@ async def test_a_flood_of_failures_is_the_first_and_then_counts(lines, order_jso
     assert [line.get("repeated") for line in lines()] == [None, 2]
 
 
+async def test_failures_behind_a_count_are_counted_too(lines, order_json, monkeypatch):
+    """In a flood that goes on, a failure right behind a count is not logged at once, but with the next count."""
+    monkeypatch.setattr(logs, "FLOOD_SECONDS", 1)
+    async with posting(MemoryTransport(outage)) as post:
+        found = []
+        for _ in range(3):
+            await post(order_json())
+        async with asyncio.timeout(20):
+            while len(found) < 2:
+                found += lines()
+                await asyncio.sleep(0.02)
+        await post(order_json())
+        assert lines() == []
+    assert [line.get("repeated") for line in [*found, *lines()]] == [None, 2, 1]
+
+
 async def test_a_refusal_for_good_is_an_error_in_the_midst_of_an_outage(lines, order_json):
     """What an operator must mend is not counted among what passes by itself."""
     errors = [BrokerUnavailable("away"), BrokerRefused("no such topic"), BrokerRefused("no such topic")]
