@@ -388,7 +388,7 @@ async def test_application_that_waits_does_not_make_the_service_read_ahead():
 
     async def asks(_scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        for _ in range(300):
+        for _ in range(1000):
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.001):
                     await receive()
