@@ -16,6 +16,11 @@ def test_shard_of_a_user_is_stable():
 SHARDS = ["shard-1", "shard-0", "shard-0", "shard-5", "shard-5", "shard-1"]
 
 
+def test_by_user_and_unordered_keys():
+    """Ordering by user uses the user id as the key; no order means no key."""
+    assert (by_user("user-1"), unordered("user-1")) == ("user-1", "")
+
+
 def test_users_are_spread_evenly_over_shards():
     """With many users, no shard has many more than the others."""
     counts = Counter(map(in_shards(8), map(str, range(8_000))))

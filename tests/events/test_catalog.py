@@ -60,6 +60,12 @@ def test_catalog_matches_the_contract():
     assert load_catalog().topics == ["pulsecart.commerce-events", "pulsecart.system-events", "pulsecart.user-actions"]
 
 
+def test_catalog_lists_its_event_types():
+    """The event types and their classes have the same order."""
+    catalog = load_catalog()
+    assert list(catalog.event_types) == [cls.event_type for cls in catalog]
+
+
 @pytest.mark.parametrize("cls", list(load_catalog()), ids=lambda cls: cls.__name__)
 def test_events_are_frozen_slotted_and_keyword_only(cls):
     """An event cannot be changed, given new attributes, or made from positions."""
