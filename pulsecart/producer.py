@@ -83,10 +83,10 @@ class Producer:
         prepared, raw = self.prepare(raw), b""  # so that the body is freed while waiting for the broker
         return await self.publish(prepared)
 
-    def prepare(self, source: bytes | Event) -> Prepared:
-        """Validate, complete and encode an event, given as a JSON object in UTF-8 or as an instance of its class.
+    def prepare(self, source: bytes | dict[str, Any] | Event) -> Prepared:
+        """Validate, complete and encode an event: a JSON object in UTF-8, a decoded one, or an instance of its class.
 
-        The same rules apply to both. The class of an instance need not be in the catalog. Nothing is published, and the
+        The same rules apply to all. The class of an instance need not be in the catalog. Nothing is published, and the
         result keeps no reference to the source. Raises an `EventError` if the event is invalid.
         """
         event = None
@@ -96,7 +96,7 @@ class Producer:
                 self._complete(event)
                 data = codec.encode(event)
             else:
-                event = _copy(source)
+                event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
                 self._complete(event)
                 data = codec.encode_made(event)
             return self._prepared(event, data)

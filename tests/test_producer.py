@@ -391,3 +391,19 @@ async def test_text_of_an_error_has_all_faults(producer):
     with pytest.raises(InvalidEvent) as caught:
         await producer.ingest(json.dumps({"event_type": "order.placed", "user_id": "u", "payload": {}}).encode())
     assert str(caught.value) == ("The body is not a valid 'order.placed' event.\n/order_id: is required, but missing")
+
+
+@pytest.mark.anyio
+async def test_document_is_prepared_as_its_bytes_are(order):
+    """A decoded JSON object gives the same message as its bytes, and is held to the same rules."""
+    producer = Producer(MemoryTransport())
+    document = order(event_id="mine", timestamp="2026-01-31T12:00:00Z", payload={"total": Decimal("89.90")})
+    prepared = producer.prepare(document)
+    body = json.dumps(order(event_id="mine", timestamp="2026-01-31T12:00:00Z", payload=0)).replace(
+        '"payload": 0', '"payload":{"total":89.90}'
+    )
+    assert prepared == producer.prepare(body.encode())
+    assert (await producer.publish(prepared)).event_id == "mine"
+    for wrong in ({"total": float("nan")}, {"total": object()}, None):
+        with pytest.raises(InvalidEvent):
+            producer.prepare(order(payload=wrong))

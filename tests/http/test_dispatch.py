@@ -43,3 +43,11 @@ async def test_application_mounted_below_a_prefix(order_json, prefix, path, stat
     async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as client:
         response = await client.post(path, content=order_json(), headers=JSON)
     assert response.status_code == status
+
+
+async def test_hint_below_a_prefix_names_the_whole_path():
+    """The hint of a 404 is right where the application is mounted below a prefix."""
+    outer = Starlette(routes=[Mount("/shop", create_app(DEV))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as client:
+        response = await client.get("/shop/nope")
+    assert response.json()["detail"].endswith("Events go to POST /shop/events/ingest.")

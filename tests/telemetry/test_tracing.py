@@ -18,6 +18,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from pulsecart import (
     Batching,
@@ -72,6 +74,16 @@ async def posting(transport, **settings):
             )
 
         yield post
+
+
+async def test_path_of_a_span_below_a_prefix_is_whole(spans, order_json):
+    """Below a prefix `url.path` is the path that the caller asked for, and the route that of pulsecart."""
+    outer = Starlette(routes=[Mount("/shop", create_app(Settings(transport="memory")))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as client:
+        headers = {"Content-Type": "application/json"}
+        await client.post("/shop/events/ingest", content=order_json(), headers=headers)
+    attributes = spans.one("POST").attributes
+    assert (attributes["url.path"], attributes["http.route"]) == ("/shop/events/ingest", "/events/ingest")
 
 
 async def test_one_event_is_three_spans_in_two_traces(spans, broker, remote, order_json):
