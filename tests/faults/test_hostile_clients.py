@@ -167,7 +167,7 @@ async def test_hanging_broker(strictly, request, payload):
         server.script.extend([asyncio.Event()] * 100_000)
         what = f"80 callers of 1 MB events ({payload}), again when rejected"
         async with (
-            attacked(request, served, what, 1.5 * MAX_BYTES_MB, "GET /livez") as attack,
+            attacked(request, served, what, 2 * MAX_BYTES_MB, "GET /livez") as attack,
             httpx.AsyncClient(timeout=60) as client,
         ):
             end = time.monotonic() + ATTACK_SECONDS
