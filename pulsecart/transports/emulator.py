@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
-from pulsecart.transports.remote import RemoteTransport
+from pulsecart.transports.pubsub.remote import RemoteTransport
 
 if TYPE_CHECKING:
-    from pulsecart.transports.publisher import Publisher
+    from pulsecart.transports.pubsub.publisher import Publisher
 
 __all__ = ["EmulatorTransport"]
 
@@ -41,7 +41,7 @@ class EmulatorTransport(RemoteTransport):
         await self._open().create_topics(topics)
 
     async def _connect(self) -> "Publisher":
-        from pulsecart.transports.publisher import Publisher, insecure_channel
+        from pulsecart.transports.pubsub.publisher import Publisher, insecure_channel
 
         channels = [insecure_channel(self._host) for _ in range(2)]
         return Publisher(

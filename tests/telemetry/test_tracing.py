@@ -529,7 +529,7 @@ async def test_turn_is_recorded_once_when_a_request_is_halved(spans, broker):
 
 async def test_send_cancelled_by_drain_is_a_failure(spans, broker, monkeypatch):
     """A send that a drain cancels before the broker has answered is an error of its span."""
-    monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.1)
     broker.script.append(asyncio.Event())
     async with EmulatorTransport(project="test", host=broker.host, observer=Telemetry()) as transport:
         publishing = asyncio.create_task(Producer(transport, observer=Telemetry()).publish(placed()))

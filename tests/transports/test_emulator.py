@@ -23,7 +23,7 @@ from pulsecart import (
 )
 from pulsecart.ports import Load, Unobserved
 from pulsecart.transports import EmulatorTransport
-from pulsecart.transports.publisher import COPIES, Publisher, insecure_channel
+from pulsecart.transports.pubsub.publisher import COPIES, Publisher, insecure_channel
 from tests.strict_server import StrictServer, strict_server
 from tests.subscriber import subscriber
 from tests.transports.contract import TOPICS, Opened, TransportContract, message
@@ -141,7 +141,7 @@ async def test_missing_topic_is_created_if_enabled(server):
 
 async def test_topic_that_cannot_be_created_fails_at_the_deadline(server, monkeypatch):
     """With `creates_topics`, a broker that answers NOT_FOUND and does not create the topic counts as unavailable."""
-    monkeypatch.setattr("pulsecart.transports.publisher.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.CHECK_SECONDS", 0.1)
     limits = Limits(deadline=DEADLINE)
     async with EmulatorTransport(project="test", host=server.host, limits=limits, creates_topics=True) as transport:
         server.topics.clear()
@@ -217,7 +217,7 @@ async def test_topic_without_permission_to_read_counts_as_existing(server, trans
 
 async def test_check_of_a_hanging_broker_times_out(server, transport, monkeypatch):
     """A check and create_topics fail in time if the broker accepts the connection and never answers."""
-    monkeypatch.setattr("pulsecart.transports.publisher.CHECK_SECONDS", 0.2)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.CHECK_SECONDS", 0.2)
     server.look_up = asyncio.Event()
     with pytest.raises(BrokerUnavailable, match="within 0.2 s"):
         await transport.check(TOPICS)
@@ -233,7 +233,7 @@ async def test_unopened_transport_names_async_with():
 
 async def test_close_during_a_retry_fails_the_message(monkeypatch):
     """A publish whose transport is closed meanwhile raises TransportClosed or BrokerUnavailable."""
-    monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"127.0.0.1:{free.getsockname()[1]}"
     async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=30)) as transport:
@@ -469,7 +469,7 @@ async def back(transport) -> None:
 
 async def test_outage_fails_fast_until_the_broker_is_back(monkeypatch):
     """Soon after a missed deadline, publishes and checks fail at once, until the broker is back."""
-    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_SECONDS", 0.05)
     async with AsyncExitStack() as serving:
         host = (await serving.enter_async_context(strict_server(TOPICS))).host
         async with EmulatorTransport(project="test", host=host, limits=Limits(deadline=DEADLINE)) as transport:
@@ -491,8 +491,8 @@ async def test_outage_fails_fast_until_the_broker_is_back(monkeypatch):
 
 async def test_outage_lasts_until_publishing_connections_are_ready(monkeypatch):
     """A probe's answer does not end an outage while the connections for publishing are down."""
-    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
-    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_TIMEOUT", 0.5)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_TIMEOUT", 0.5)
     ports = []
     for _ in range(2):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -531,8 +531,8 @@ async def test_one_hanging_key_is_no_outage(server, transport):
 
 async def test_outage_is_detected_without_traffic(monkeypatch):
     """The probe detects an outage though nothing is published."""
-    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_SECONDS", 0.05)
-    monkeypatch.setattr("pulsecart.transports.publisher.PROBE_TIMEOUT", 0.2)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_TIMEOUT", 0.2)
     async with strict_server(TOPICS) as server, EmulatorTransport(project="test", host=server.host) as transport:
         assert await transport.check(TOPICS) == []
         server.look_up = asyncio.Event()  # it hangs
@@ -571,7 +571,7 @@ async def test_close_waits_for_messages_in_flight(server):
 
 async def test_close_does_not_wait_for_a_hanging_broker(server, monkeypatch):
     """Every message that is not confirmed within the time to drain fails."""
-    monkeypatch.setattr("pulsecart.transports.publisher.DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.1)
     server.script.append(asyncio.Event())
     async with EmulatorTransport(project="test", host=server.host) as transport:
         tasks = [asyncio.create_task(transport.publish(message(n))) for n in range(3)]

@@ -9,7 +9,7 @@ from pulsecart.errors import TransportClosed
 from pulsecart.message import Message
 
 if TYPE_CHECKING:
-    from pulsecart.transports.publisher import Publisher
+    from pulsecart.transports.pubsub.publisher import Publisher
 
 __all__ = ["RemoteTransport"]
 

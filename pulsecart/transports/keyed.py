@@ -1,7 +1,7 @@
-"""Lanes: a queue for each topic and ordering key, with one request in flight at a time.
+"""Queues by key: a queue for each topic and ordering key, with one request in flight at a time.
 
 Messages that arrive during a request form the next one, so bursts share requests without added latency, and
-order is kept. A lane exists only while it has messages waiting or in flight, so memory does not grow with the
+order is kept. A queue exists only while it has messages waiting or in flight, so memory does not grow with the
 number of keys that have been used.
 """
 
@@ -18,7 +18,7 @@ from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message
 from pulsecart.ports import UNOBSERVED, Load, Observer
 
-__all__ = ["Failure", "Lanes", "Send"]
+__all__ = ["Failure", "KeyedQueues", "Send"]
 
 
 @frozen
@@ -62,7 +62,7 @@ class _Entry:
 
 
 @define(eq=False)
-class _Lane:
+class _Queue:
     topic: str
     key: str
     batching: Batching
@@ -113,7 +113,7 @@ class _Lane:
         return entries
 
 
-class Lanes:
+class KeyedQueues:
     """Publishes messages with `send`, in order for each topic and ordering key, within limits."""
 
     def __init__(self, send: Send, limits: Limits, *, copies: int = 1, observer: Observer = UNOBSERVED) -> None:
@@ -121,7 +121,7 @@ class Lanes:
         self._limits = limits
         self._copies = copies
         self._observer = observer
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._queues: dict[tuple[str, str], _Queue] = {}
         self._outstanding: dict[_Entry, None] = {}  # in the order of admission
         self._bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,11 +131,11 @@ class Lanes:
 
     def load(self) -> Load:
         """Return what is currently held. Can be called from any thread."""
-        entries, lanes = list(self._outstanding), list(self._lanes.values())
+        entries, queues = list(self._outstanding), list(self._queues.values())
         return Load(
             messages=len(entries),
             bytes=self._bytes,
-            waiting=sum(len(lane.waiting) for lane in lanes),
+            waiting=sum(len(queue.waiting) for queue in queues),
             oldest_age=self._loop.time() - entries[0].admitted if entries else 0.0,
         )
 
@@ -166,29 +166,29 @@ class Lanes:
         self._outstanding[entry] = None
         self._bytes += size
         address = (message.topic, message.ordering_key)
-        lane = self._lanes.get(address)
-        if lane is None:
-            lane = self._lanes[address] = _Lane(*address, limits.batching.get(message.topic, _DEFAULT))
-        lane.add(entry)
-        if not lane.requests or (not lane.key and lane.is_full and lane.requests < UNORDERED_REQUESTS):
-            self._start(lane)
+        queue = self._queues.get(address)
+        if queue is None:
+            queue = self._queues[address] = _Queue(*address, limits.batching.get(message.topic, _DEFAULT))
+        queue.add(entry)
+        if not queue.requests or (not queue.key and queue.is_full and queue.requests < UNORDERED_REQUESTS):
+            self._start(queue)
         return entry.confirmed
 
     async def drain(self, seconds: float) -> None:
         """Reject further messages and wait for those outstanding. After `seconds`, fail the rest."""
         self._closed = True
-        for lane in self._lanes.values():
-            lane.full.set()  # stop waiting for a full batch: no more messages will arrive
+        for queue in self._queues.values():
+            queue.full.set()  # stop waiting for a full batch: no more messages will arrive
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _start(self, lane: _Lane) -> None:
-        lane.requests += 1
+    def _start(self, queue: _Queue) -> None:
+        queue.requests += 1
         # In an empty context: the first caller's span and log fields do not apply to the messages of others.
-        task = asyncio.create_task(self._serve(lane), context=contextvars.Context())
+        task = asyncio.create_task(self._serve(queue), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -199,27 +199,27 @@ class Lanes:
                 {"message": "unexpected exception while publishing", "exception": error}
             )
 
-    async def _serve(self, lane: _Lane) -> None:
+    async def _serve(self, queue: _Queue) -> None:
         try:
-            while lane.waiting:
+            while queue.waiting:
                 if not self._closed:
-                    await lane.linger()
-                batch = lane.take()
+                    await queue.linger()
+                batch = queue.take()
                 self._observer.waited(_observed(batch), len(batch))
-                await self._deliver(lane, batch)
+                await self._deliver(queue, batch)
         finally:
-            lane.requests -= 1
-            if not lane.requests:
-                self._fail(lane.take_all(), _ENDED)  # empty, unless this task was cancelled
-                del self._lanes[lane.topic, lane.key]
+            queue.requests -= 1
+            if not queue.requests:
+                self._fail(queue.take_all(), _ENDED)  # empty, unless this task was cancelled
+                del self._queues[queue.topic, queue.key]
 
-    async def _deliver(self, lane: _Lane, batch: list[_Entry]) -> None:
+    async def _deliver(self, queue: _Queue, batch: list[_Entry]) -> None:
         """Send a batch. If a message is rejected, find it by halving the batch, and send the others in order."""
         parts = [batch]
         try:
             while parts:
                 part = parts[-1] = self._wanted(parts[-1])
-                if part and (failure := await self._deliver_part(lane, part)):
+                if part and (failure := await self._deliver_part(queue, part)):
                     if failure.kind is MessageRefused and len(part) > 1:
                         half = len(part) // 2
                         parts[-1:] = [part[half:], part[:half]]
@@ -227,7 +227,7 @@ class Lanes:
                     self._fail(part, failure)
                     if failure.kind is not MessageRefused:
                         # Later messages fail too: if sent, they would overtake the failed ones in case of a retry.
-                        for behind in [*reversed(parts[:-1]), *self._waiting_behind(lane, failure)]:
+                        for behind in [*reversed(parts[:-1]), *self._waiting_behind(queue, failure)]:
                             self._fail(behind, failure)
                         return
                 parts.pop()
@@ -236,11 +236,11 @@ class Lanes:
                 self._fail(left, _ENDED)
             raise
 
-    async def _deliver_part(self, lane: _Lane, part: list[_Entry]) -> Failure | None:
+    async def _deliver_part(self, queue: _Queue, part: list[_Entry]) -> Failure | None:
         """Send one request, and resolve the futures of its messages. Return the failure, if any."""
         messages = [entry.message for entry in part]
         deadline = part[0].admitted + self._limits.deadline
-        sent = await self._send(lane.topic, lane.key, messages, _observed(part), deadline)
+        sent = await self._send(queue.topic, queue.key, messages, _observed(part), deadline)
         if isinstance(sent, Failure):
             return sent
         for entry, message_id in zip(part, sent, strict=True):
@@ -249,12 +249,12 @@ class Lanes:
                 entry.confirmed.set_result(message_id)
         return None
 
-    def _waiting_behind(self, lane: _Lane, failure: Failure) -> list[list[_Entry]]:
-        """Remove and return the messages that fail too: those of this lane, or of all lanes of a rejected topic."""
-        lanes = [lane]
+    def _waiting_behind(self, queue: _Queue, failure: Failure) -> list[list[_Entry]]:
+        """Remove and return the messages that fail too: those of this queue, or of all queues of a rejected topic."""
+        queues = [queue]
         if failure.kind is BrokerRefused:
-            lanes = [other for other in self._lanes.values() if other.topic == lane.topic]
-        return [other.take_all() for other in lanes]
+            queues = [other for other in self._queues.values() if other.topic == queue.topic]
+        return [other.take_all() for other in queues]
 
     def _wanted(self, entries: Iterable[_Entry]) -> list[_Entry]:
         """Return the entries whose callers have not cancelled them, and release the others."""

@@ -1,4 +1,4 @@
-"""Lanes: queues and batches per key, on a `send` function of the test."""
+"""KeyedQueues: queues and batches per key, on a `send` function of the test."""
 
 import asyncio
 import contextvars
@@ -6,7 +6,7 @@ import contextvars
 import pytest
 
 from pulsecart import Batching, BrokerUnavailable, Limits, MessageRefused, TransportClosed
-from pulsecart.transports.lanes import Failure, Lanes
+from pulsecart.transports.keyed import Failure, KeyedQueues
 from tests.transports.contract import TOPICS, message
 
 pytestmark = pytest.mark.anyio
@@ -19,12 +19,12 @@ async def test_defect_in_send_fails_all_waiting_messages(caplog):
         await asyncio.sleep(0)
         raise ZeroDivisionError("a defect")
 
-    lanes = Lanes(defective, Limits())
+    queues = KeyedQueues(defective, Limits())
     raised = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: raised.append(context["exception"]))
-    results = await asyncio.gather(*(lanes.publish(message(n)) for n in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(queues.publish(message(n)) for n in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [BrokerUnavailable] * 3
-    await lanes.drain(1)
+    await queues.drain(1)
     asyncio.get_running_loop().set_exception_handler(None)
     assert [str(error) for error in raised] == ["a defect"]
 
@@ -39,7 +39,7 @@ async def test_batch_is_sent_in_a_context_of_its_own():
         return ["1"] * len(messages)
 
     variable.set("a caller's")
-    await Lanes(send, Limits()).publish(message(1))
+    await KeyedQueues(send, Limits()).publish(message(1))
     assert seen == ["none"]
 
 
@@ -52,8 +52,8 @@ async def test_cancelled_messages_stay_cancelled_when_their_batch_fails():
         await gate.wait()
         return Failure(BrokerUnavailable, "test")
 
-    lanes = Lanes(refuse, Limits())
-    tasks = [asyncio.ensure_future(lanes.publish(message(n))) for n in range(3)]
+    queues = KeyedQueues(refuse, Limits())
+    tasks = [asyncio.ensure_future(queues.publish(message(n))) for n in range(3)]
     await entered.wait()
     tasks[0].cancel()
     tasks[2].cancel()
@@ -76,21 +76,21 @@ async def test_messages_confirmed_before_a_defect_stay_confirmed():
         raise ZeroDivisionError("a defect")
 
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
-    lanes = Lanes(send, Limits())
-    results = await asyncio.gather(*(lanes.publish(message(n)) for n in range(3)), return_exceptions=True)
-    await lanes.drain(1)
+    queues = KeyedQueues(send, Limits())
+    results = await asyncio.gather(*(queues.publish(message(n)) for n in range(3)), return_exceptions=True)
+    await queues.drain(1)
     asyncio.get_running_loop().set_exception_handler(None)
     assert sent == [3, 1, 2]
     assert [type(result) for result in results] == [str, BrokerUnavailable, BrokerUnavailable]
-    assert lanes.oldest is None
+    assert queues.oldest is None
 
 
 async def test_publish_after_drain_is_refused():
-    """Drained lanes accept no messages."""
-    lanes = Lanes(lambda *_: None, Limits())
-    await lanes.drain(1)
+    """Drained queues accept no messages."""
+    queues = KeyedQueues(lambda *_: None, Limits())
+    await queues.drain(1)
     with pytest.raises(TransportClosed):
-        await lanes.publish(message(1))
+        await queues.publish(message(1))
 
 
 async def test_drain_does_not_wait_for_max_latency():
@@ -102,12 +102,12 @@ async def test_drain_does_not_wait_for_max_latency():
         await gate.wait()
         return ["1"] * len(messages)
 
-    lanes = Lanes(send, Limits(deadline=20, batching={TOPICS[0]: Batching(max_messages=2, max_latency=10)}))
-    tasks = [asyncio.ensure_future(lanes.publish(message(n))) for n in range(3)]
-    lingering = asyncio.ensure_future(lanes.publish(message(1, "other")))
+    queues = KeyedQueues(send, Limits(deadline=20, batching={TOPICS[0]: Batching(max_messages=2, max_latency=10)}))
+    tasks = [asyncio.ensure_future(queues.publish(message(n))) for n in range(3)]
+    lingering = asyncio.ensure_future(queues.publish(message(1, "other")))
     while not sent:
         await asyncio.sleep(0)
-    draining = asyncio.create_task(lanes.drain(60))
+    draining = asyncio.create_task(queues.drain(60))
     await asyncio.sleep(0)
     gate.set()
     async with asyncio.timeout(8):
@@ -117,10 +117,10 @@ async def test_drain_does_not_wait_for_max_latency():
 
 
 async def test_cancelled_task_fails_its_messages():
-    """When the task of a lane is cancelled, even while it waits for a batch, its messages fail."""
-    lanes = Lanes(lambda *_: None, Limits(deadline=20, batching={TOPICS[0]: Batching(max_latency=10)}))
+    """When the task of a queue is cancelled, even while it waits for a batch, its messages fail."""
+    queues = KeyedQueues(lambda *_: None, Limits(deadline=20, batching={TOPICS[0]: Batching(max_latency=10)}))
     before = asyncio.all_tasks()
-    publishing = lanes.publish(message(1))
+    publishing = queues.publish(message(1))
     await asyncio.sleep(0)
     for task in asyncio.all_tasks() - before:
         task.cancel()

@@ -21,8 +21,8 @@ from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, P
 from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.ports import UNOBSERVED, Observer, Sending
-from pulsecart.transports.lanes import Failure, Lanes
-from pulsecart.transports.tokens import Tokens
+from pulsecart.transports.keyed import Failure, KeyedQueues
+from pulsecart.transports.pubsub.tokens import Tokens
 
 __all__ = ["Publisher", "insecure_channel", "secure_channel"]
 
@@ -124,14 +124,14 @@ class Publisher:
             creates_topics=creates_topics,
             observer=observer,
         )
-        self._lanes = Lanes(sender.send, limits, copies=COPIES, observer=observer)
+        self._queues = KeyedQueues(sender.send, limits, copies=COPIES, observer=observer)
         self._loop = asyncio.get_running_loop()
 
     def publish(self, message: Message) -> "asyncio.Future[str]":
-        """Admit a message; see `Lanes.publish`."""
+        """Admit a message; see `KeyedQueues.publish`."""
         if away := self._reachability.away:
             raise away.error(message)
-        return self._lanes.publish(message)
+        return self._queues.publish(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that are missing; see `Transport.check`."""
@@ -139,7 +139,7 @@ class Publisher:
         self._reachability.topic = topics[0] if topics else self._reachability.topic
         if away := self._reachability.away:
             raise BrokerUnavailable(away.detail, away.log_detail, error_type=away.error_type)
-        if self._lanes.oldest is not None and (age := self._loop.time() - self._lanes.oldest) > self._deadline / 2:
+        if self._queues.oldest is not None and (age := self._loop.time() - self._queues.oldest) > self._deadline / 2:
             raise BrokerUnavailable(f"the oldest message has waited for {age:.1f} s")
         async with _answer(CHECK_SECONDS):
             found = await asyncio.gather(*map(self._admin.exists, topics))
@@ -151,7 +151,7 @@ class Publisher:
 
     async def aclose(self) -> None:
         """Reject further messages, wait at most `DRAIN_SECONDS` for those in flight, and close the channels."""
-        await self._lanes.drain(DRAIN_SECONDS)
+        await self._queues.drain(DRAIN_SECONDS)
         await self._reachability.aclose()
         if self._tokens is not None:
             await self._tokens.aclose()
@@ -292,7 +292,7 @@ class _Sender:
     ) -> Sequence[str] | Failure:
         """Send a request, with retries until it is confirmed or rejected, or the deadline is reached.
 
-        See `lanes.Send`.
+        See `keyed.Send`.
         """
         sending = self._observer.sending(topic, len(messages), observed, self._server)
         error_type = "CancelledError"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
-from pulsecart.transports.remote import RemoteTransport
+from pulsecart.transports.pubsub.remote import RemoteTransport
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
-    from pulsecart.transports.publisher import Publisher
+    from pulsecart.transports.pubsub.publisher import Publisher
 
 __all__ = ["DEFAULT_ENDPOINT", "PubSubTransport", "require_credentials"]
 
@@ -29,7 +29,7 @@ def require_credentials() -> None:
     """Check that Application Default Credentials exist. Raises `SettingsError`."""
     from google.auth.exceptions import DefaultCredentialsError
 
-    from pulsecart.transports.tokens import default_credentials
+    from pulsecart.transports.pubsub.tokens import default_credentials
 
     try:
         default_credentials()
@@ -69,8 +69,8 @@ class PubSubTransport(RemoteTransport):
         self._observer = observer
 
     async def _connect(self) -> "Publisher":
-        from pulsecart.transports.publisher import Publisher, secure_channel
-        from pulsecart.transports.tokens import Tokens, default_credentials
+        from pulsecart.transports.pubsub.publisher import Publisher, secure_channel
+        from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
 
         credentials = self._credentials
         if credentials is None:
