@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -66,6 +66,11 @@ class TokenEndpoint:
         self.lifetime = lifetime
         self.down = False
         self.asked = 0
+        self.instead: tuple[int, bytes] | None = None
+        """A status and a body to answer a POST with."""
+        self.answering = threading.Event()
+        """Requests hang while it is not set."""
+        self.answering.set()
 
 
 @contextmanager
@@ -77,10 +82,14 @@ def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
             endpoint.asked += 1
             self.rfile.read(int(self.headers["Content-Length"]))
             body = {"access_token": f"token-{endpoint.asked}", "expires_in": endpoint.lifetime, "token_type": "Bearer"}
-            self.send_response(400 if endpoint.down else 200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps({"error": "it is down"} if endpoint.down else body).encode())
+            endpoint.answering.wait()
+            refusal = (400, b'{"error": "it is down"}') if endpoint.down else None
+            status, content = endpoint.instead or refusal or (200, json.dumps(body).encode())
+            with suppress(ConnectionError):  # the client may have given up
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(content)
 
         def do_GET(self) -> None:
             """Answer like the metadata server of a Google Cloud machine."""
@@ -107,5 +116,6 @@ def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
         try:
             yield endpoint
         finally:
+            endpoint.answering.set()
             server.shutdown()
             thread.join()
