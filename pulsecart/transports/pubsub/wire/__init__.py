@@ -11,7 +11,7 @@ from pulsecart.ports import Load
 
 __all__ = ["Metadata", "Wire", "WireError"]
 
-Metadata = Sequence[tuple[str, str]]
+Metadata = tuple[tuple[str, str], ...]
 """Headers that authorize a request, with names in lower case."""
 
 

@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 import httptools
 from attrs import frozen
@@ -107,8 +108,7 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_exception(error)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's transports are not instances of it
         self._pool.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -234,17 +234,14 @@ class Pool:
         return len(self._open) + len(self._connecting) >= self._size
 
     async def _connect(self) -> None:
-        reason = "it was closed at once"
         try:
             connection = await dial(self.endpoint, lambda: _Connection(self))
+            if connection.transport.is_closing():
+                raise ConnectionError("the connection was closed at once")  # noqa: TRY301
+            self.release(connection, new=True)
         except Exception as error:  # noqa: BLE001 (whatever it is, the request that waits gets it)
-            reason = str(error) or type(error).__name__
-        else:
-            if not connection.transport.is_closing():
-                self.release(connection, new=True)
-                return
-        if waiter := self._next_waiter(new=True):
-            _fail(waiter, f"cannot connect to {self.endpoint.authority}: {reason}")
+            if waiter := self._next_waiter(new=True):
+                _fail(waiter, f"cannot connect to {self.endpoint.authority}: {str(error) or type(error).__name__}")
 
     def _connected(self, task: "asyncio.Task[None]") -> None:
         self._connecting.discard(task)
