@@ -36,8 +36,8 @@ from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry, tracing
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
-from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
 
@@ -51,14 +51,14 @@ def placed(**fields) -> OrderPlaced:
 
 @pytest.fixture
 async def broker():
-    async with strict_server([TOPIC]) as server:
+    async with strict_pubsub([TOPIC]) as server:
         yield server
 
 
 @pytest.fixture
 async def remote(broker, spans):
     limits, observer = Limits(deadline=2), Telemetry()
-    async with EmulatorTransport(project="test", host=broker.host, limits=limits, observer=observer) as transport:
+    async with EmulatorTransport(project="test", host=broker.grpc_host, limits=limits, observer=observer) as transport:
         yield transport
 
 
@@ -116,7 +116,7 @@ async def test_one_event_is_three_spans_in_two_traces(spans, broker, remote, ord
     assert [link.context.span_id for link in create.links] == [request.context.span_id]
     assert [link.context.span_id for link in request.links] == [create.context.span_id]
 
-    host, _, port = broker.host.partition(":")
+    host, _, port = broker.grpc_host.partition(":")
     assert (send.name, send.kind, send.parent.span_id) == (f"send {TOPIC}", SpanKind.CLIENT, create.context.span_id)
     assert send.context.trace_id == create.context.trace_id
     assert dict(send.attributes) == {
@@ -147,7 +147,9 @@ async def test_one_request_with_several_events_is_a_root_with_links(spans, broke
     limits = Limits(batching={TOPIC: Batching(max_messages=3)})
     gate = asyncio.Event()
     broker.script.append(gate)
-    async with EmulatorTransport(project="test", host=broker.host, limits=limits, observer=Telemetry()) as transport:
+    async with EmulatorTransport(
+        project="test", host=broker.grpc_host, limits=limits, observer=Telemetry()
+    ) as transport:
         producer = Producer(transport, observer=Telemetry())
         tasks = [asyncio.create_task(producer.publish(placed())) for _ in range(4)]
         await broker.received(1)
@@ -348,7 +350,7 @@ async def test_unsampled_event_in_sampled_request(traced, broker, order_json, fl
     limits, observer = Limits(deadline=2), Telemetry()
     trace_id = LOW_TRACE
     async with (
-        EmulatorTransport(project="test", host=broker.host, limits=limits, observer=observer) as transport,
+        EmulatorTransport(project="test", host=broker.grpc_host, limits=limits, observer=observer) as transport,
         posting(transport, trace_callers="never") as post,
     ):
         response = await post(order_json(event_id=HIGH_EVENT), traceparent=f"00-{trace_id}-{CALLER_SPAN}-{flag}")
@@ -459,7 +461,9 @@ async def test_a_request_is_sampled_if_any_of_its_events_is(traced, broker):
     low, high = "evt_0123456789ab00000000000000000001", "evt_0123456789ab0000ffffffffffffffff"
     spans = traced(TraceIdRatioBased(0.5))
     limits = Limits(batching={TOPIC: Batching(max_messages=2, max_latency=5)})
-    async with EmulatorTransport(project="test", host=broker.host, limits=limits, observer=Telemetry()) as transport:
+    async with EmulatorTransport(
+        project="test", host=broker.grpc_host, limits=limits, observer=Telemetry()
+    ) as transport:
         producer = Producer(transport, ordering={TOPIC: unordered}, observer=Telemetry())
         for ids in ((low, high), (high, high)):
             await asyncio.gather(*(producer.publish(placed(event_id=event_id)) for event_id in ids))
@@ -519,7 +523,9 @@ async def test_turn_is_recorded_once_when_a_request_is_halved(spans, broker):
     """A create span has one end of its wait even if the broker's refusal makes the request be split."""
     broker.poison = b"poison"
     limits = Limits(batching={TOPIC: Batching(max_messages=8, max_latency=1)})
-    async with EmulatorTransport(project="test", host=broker.host, limits=limits, observer=Telemetry()) as transport:
+    async with EmulatorTransport(
+        project="test", host=broker.grpc_host, limits=limits, observer=Telemetry()
+    ) as transport:
         producer = Producer(transport, ordering={TOPIC: unordered}, observer=Telemetry())
         events = [placed(order_id="poison" if number == 5 else "o") for number in range(8)]
         results = await asyncio.gather(*map(producer.publish, events), return_exceptions=True)
@@ -531,7 +537,7 @@ async def test_send_cancelled_by_drain_is_a_failure(spans, broker, monkeypatch):
     """A send that a drain cancels before the broker has answered is an error of its span."""
     monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.1)
     broker.script.append(asyncio.Event())
-    async with EmulatorTransport(project="test", host=broker.host, observer=Telemetry()) as transport:
+    async with EmulatorTransport(project="test", host=broker.grpc_host, observer=Telemetry()) as transport:
         publishing = asyncio.create_task(Producer(transport, observer=Telemetry()).publish(placed()))
         await broker.received(1)
     with pytest.raises(BrokerUnavailable):
