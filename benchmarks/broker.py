@@ -6,12 +6,12 @@ import sys
 import uvloop
 
 from pulsecart.events import load_catalog
-from tests.strict_server import strict_server
+from pulsecart.testing import strict_pubsub
 
 
 async def main(port: int, latency: float) -> None:
     """Serve until killed, and discard the requests that the server records for tests."""
-    async with strict_server(sorted(load_catalog().topics), project="pulsecart-dev", port=port) as server:
+    async with strict_pubsub(sorted(load_catalog().topics), project="pulsecart-dev", grpc_port=port) as server:
         server.latency = latency
         while True:
             await asyncio.sleep(1)

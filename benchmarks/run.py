@@ -27,8 +27,8 @@ import psutil
 from benchmarks.report import EMULATOR, Rounds, chart, machine, report
 from benchmarks.rows import FLOOR, SECTIONS, Row
 from pulsecart.events import load_catalog
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport
-from tests.strict_server import strict_server
 
 FOLDER = Path(__file__).parent
 PROJECT = "pulsecart-dev"
@@ -144,8 +144,8 @@ async def check(row: Row) -> None:
         with process(*row.command(port), environment=QUIET | {"PUBSUB_EMULATOR_HOST": host}) as service:
             wait_until_it_accepts(port, service)
 
-    async with strict_server(sorted(load_catalog().topics), project=PROJECT) as server:
-        await asyncio.to_thread(post, server.host)
+    async with strict_pubsub(sorted(load_catalog().topics), project=PROJECT) as server:
+        await asyncio.to_thread(post, server.grpc_host)
     message = server.confirmed[0]
     data = json.loads(message.data)
     if (
