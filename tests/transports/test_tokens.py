@@ -95,9 +95,8 @@ async def test_service_account_without_scopes_signs_its_own_tokens():
     """A service account gets the scope for Pub/Sub, and its tokens need no token endpoint, renewed ones included."""
     credentials = ServiceAccount.from_service_account_info(json.loads(service_account(LOGIN_KEY)))
     async with opened(credentials) as tokens:
-        ((name, value),) = first = tokens.metadata
-        claims = value.removeprefix("Bearer ").split(".")[1]
-        assert name == "authorization"
+        first = tokens.metadata
+        claims = dict(first)["authorization"].removeprefix("Bearer ").split(".")[1]
         assert json.loads(base64.urlsafe_b64decode(claims + "==="))["scope"].endswith("/auth/pubsub")
         async with asyncio.timeout(20):
             while tokens.metadata == first:  # a token signed in the same second is the same
