@@ -145,7 +145,7 @@ async def test_user_credentials_are_renewed_before_they_expire(server):
 
 async def test_token_endpoint_outage_ends(server, monkeypatch):
     """Without a token, publish and check fail in time and log why; with a new token both work again."""
-    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.pubsub.reachability.PROBE_SECONDS", 0.05)
     monkeypatch.setattr("pulsecart.transports.pubsub.tokens.RETRY_SECONDS", 0.05)
     with token_endpoint(lifetime=3600) as endpoint:
         endpoint.down = True

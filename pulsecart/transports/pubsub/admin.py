@@ -64,5 +64,5 @@ class Admin:
 
 
 def _unavailable(error: WireError) -> BrokerUnavailable:
-    what = "failed" if error.answered else "did not answer"
+    what = "failed" if error.answered else f"did not answer within {CHECK_SECONDS:g} s"
     return BrokerUnavailable(f"the broker {what} ({error.status})", str(error), error_type=error.status)

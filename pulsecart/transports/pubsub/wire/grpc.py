@@ -25,6 +25,9 @@ CHANNELS = 4
 
 Each ordering key always uses the same channel."""
 
+RECONNECT_SECONDS = 0.2
+"""Minimum seconds between two attempts to connect a channel."""
+
 _Request = PublishRequest.pb()
 _Response = PublishResponse.pb()
 
@@ -134,18 +137,21 @@ class GrpcWire:
             if answered:
                 channel.alive_at = self._loop.time()
             elif status is StatusCode.DEADLINE_EXCEEDED:
-                self._replace_suspects(started)
+                self._replace_suspects(self._channels, started)
+            elif status is StatusCode.UNAVAILABLE:
+                # gRPC lets calls fail until it tries to connect again. A new channel connects at once.
+                self._replace_suspects([channel], self._loop.time() - RECONNECT_SECONDS)
             raise WireError(status.name, str(error.details()), answered=answered) from None
         channel.alive_at = self._loop.time()
         return answer
 
-    def _replace_suspects(self, since: float) -> None:
+    def _replace_suspects(self, suspects: Sequence[_Channel], since: float) -> None:
         """Replace channels on which nothing has been answered since then: the network may have silenced them.
 
         gRPC would wait for a silent connection until the operating system gives it up.
         """
         for index, channel in enumerate(self._channels):
-            if channel.alive_at < since:
+            if channel in suspects and channel.alive_at < since:
                 self._channels[index] = _Channel(self._dial)
                 # Requests that are in flight on it end within their timeout.
                 closing = asyncio.create_task(channel.channel.close(self._timeout))
