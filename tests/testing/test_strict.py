@@ -835,6 +835,12 @@ async def test_ports_can_be_chosen():
             await strict_pubsub([], grpc_port=ports[1]).__aenter__()
 
 
+async def test_topics_are_no_single_name():
+    """A single topic's name in place of a list is an error, not a topic for each letter."""
+    with pytest.raises(TypeError, match=r"such as \['orders'\]"):
+        await strict_pubsub("orders").__aenter__()
+
+
 async def test_server_ends_while_grpc_starts():
     """The server may end before its gRPC part has started."""
     async with strict_pubsub([]) as server:

@@ -37,6 +37,8 @@ async def strict_pubsub(
     Raises what a function in the script raised, and ValueError for a reply that the script cannot have, at the end of
     the block.
     """
+    if isinstance(topics, str):
+        raise TypeError(f"topics is a list of names, such as [{topics!r}], not a single one")
     with TemporaryDirectory(prefix="pulsecart-") as folder:
         certificate = None
         context = None
