@@ -1,4 +1,4 @@
-"""Run the tests' strict Pub/Sub server: `broker.py PORT SECONDS`. It waits so many seconds before each answer."""
+"""Run the strict Pub/Sub server over gRPC: `broker.py PORT SECONDS`. It waits so many seconds before each answer."""
 
 import asyncio
 import sys
@@ -10,13 +10,13 @@ from pulsecart.testing import strict_pubsub
 
 
 async def main(port: int, latency: float) -> None:
-    """Serve until killed, and discard the requests that the server records for tests."""
+    """Serve until killed, and discard what the server records for tests."""
     async with strict_pubsub(sorted(load_catalog().topics), project="pulsecart-dev", grpc_port=port) as server:
         server.latency = latency
         while True:
             await asyncio.sleep(1)
-            for kept in (server.requests, server.metadata, server.peers, server.confirmed):
-                kept.clear()
+            server.requests.clear()
+            server.confirmed.clear()
 
 
 if __name__ == "__main__":
