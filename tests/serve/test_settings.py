@@ -1,4 +1,5 @@
 import os
+import sys
 
 import attrs
 import pytest
@@ -232,6 +233,23 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
 def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
     """The message names the variable and the values that it accepts."""
     assert says in problems(**environment)
+
+
+def test_grpc_without_its_package_names_the_extra(monkeypatch):
+    """The gRPC wire is an extra."""
+    monkeypatch.setitem(sys.modules, "google.pubsub_v1", None)
+    assert "pip install 'pulsecart[grpc]'" in problems(PULSECART_WIRE="grpc", PULSECART_TRANSPORT="memory")
+
+
+@pytest.mark.parametrize("name", ["PULSECART_CA_FILE", "PULSECART_CLIENT_CERTIFICATE_FILE"])
+def test_file_that_cannot_be_read_is_rejected(name):
+    """A file is read at startup, so that a wrong path is found then."""
+    assert "must be a file that can be read, not '/nowhere.pem': No such file" in problems(**{name: "/nowhere.pem"})
+
+
+def test_client_key_without_certificate_is_rejected():
+    """A client's key alone has no use."""
+    assert "needs PULSECART_CLIENT_CERTIFICATE_FILE" in problems(PULSECART_CLIENT_KEY_FILE=__file__)
 
 
 @pytest.mark.parametrize("variable", ["PULSECART_ENDPOINT", "PUBSUB_EMULATOR_HOST"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -591,3 +592,11 @@ def test_options_that_cannot_work_are_found_before_opening(tmp_path: Path, monke
     with pytest.raises(SettingsError, match="certificates for Pub/Sub cannot be used") as caught:
         transport.require()
     assert "HTTPS_PROXY must be http://host:port" in str(caught.value)
+
+
+async def test_grpc_wire_without_its_package_names_the_extra(monkeypatch):
+    """Opening a transport on the gRPC wire without Google's client says how to install it."""
+    monkeypatch.setitem(sys.modules, "google.pubsub_v1.services.publisher.transports", None)
+    monkeypatch.delitem(sys.modules, "pulsecart.transports.pubsub.wire.grpc", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'pulsecart\[grpc\]'"):
+        await EmulatorTransport(project="test", host="127.0.0.1:1", wire="grpc").__aenter__()
