@@ -46,8 +46,8 @@ with Debian's packages, which are older than Google's newest client for Go.
 
 The floor is bare ASGI on stock uvicorn with a bare gRPC stub. The strict server is `pulsecart.testing.strict_pubsub`,
 which waits {latency:g} ms before each answer unless a row says otherwise. Over TLS, every service verifies the server's
-certificate and name. pulsecart authorizes its requests with the token of a service account; the others send none, since
-their clients would not let one choose both. Through the emulator and in the sections without TLS, nothing is encrypted.
+certificate and name, and pulsecart also sends a service account's token with each request; the others send none. What
+is measured only through the emulator, and the section without TLS, is not encrypted.
 
 The benchmark does not show a network, Google's front end, or more than a few cores. Throughput and latency are
 those of a machine that also runs broker and load generator; only the ratios of CPU time carry over. It also does not

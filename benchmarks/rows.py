@@ -130,15 +130,15 @@ def with_latency(service: str, latency: str, callers: int) -> str:
     return f"{service}, {latency}, {callers} callers"
 
 
-def on_every_client(broker: str) -> list[Row]:
+def on_every_client(broker: str, share: float = 1.0) -> list[Row]:
     """Return the rows that compare the wires and the clients."""
     return [
-        Row(REST, pulsecart(), broker),
-        Row(GRPC, pulsecart(), broker, "grpc"),
-        Row(FLOOR, floor("publish"), broker, "grpc"),
-        Row(GO, go, broker, "grpc"),
-        Row(FASTIFY, fastify, broker, "grpc"),
-        Row(GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), broker),
+        Row(REST, pulsecart(), broker, share=share),
+        Row(GRPC, pulsecart(), broker, "grpc", share=share),
+        Row(FLOOR, floor("publish"), broker, "grpc", share=share),
+        Row(GO, go, broker, "grpc", share=share),
+        Row(FASTIFY, fastify, broker, "grpc", share=share),
+        Row(GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), broker, share=share),
     ]
 
 
@@ -159,15 +159,17 @@ SECTIONS: dict[str, Section] = {
         [Row("pulsecart, in memory", pulsecart(), ""), *on_every_client("tls")],
     ),
     "plain": Section(
-        "Through the strict server without TLS, as fast as they can, 64 connections", on_every_client("plain")
+        "Through the strict server without TLS, as fast as they can, 64 connections",
+        on_every_client("plain", share=0.5),
     ),
     "latency": Section(
         "Through the strict server over TLS, by its latency and the number of connections, as fast as they can",
         [
-            Row(with_latency(name, latency, callers), command, broker, wire, connections=callers, share=0.4)
+            Row(with_latency(name, latency, callers), command, broker, wire, connections=callers, share=0.3)
             for latency, broker in LATENCIES.items()
             for callers in CALLERS
             for name, command, wire in ((REST, pulsecart(), "rest"), (GRPC, pulsecart(), "grpc"), (GO, go, "grpc"))
+            if name != GRPC or callers == max(CALLERS)
         ],
     ),
     "steady": Section(
@@ -177,7 +179,7 @@ SECTIONS: dict[str, Section] = {
             Row(GRPC, pulsecart(), "tls", "grpc", rate=1000, share=0.75),
             Row(FLOOR, floor("publish"), "tls", "grpc", rate=1000, share=0.75),
             Row(GO, go, "tls", "grpc", rate=1000, share=0.75),
-            Row("pulsecart, REST, with a clock in its loop", pulsecart_with_clock, "tls", rate=1000, share=0.5),
+            Row("pulsecart, REST, with a clock in its loop", pulsecart_with_clock, "tls", rate=1000, share=0.25),
         ],
     ),
     "sizes": Section(
@@ -205,18 +207,18 @@ SECTIONS: dict[str, Section] = {
                 "grpc",
                 share=0.5,
             ),
-            Row("Litestar, awaited", peer("litestar_awaited", "litestar"), "emulator", "grpc", share=0.25),
-            Row("FastAPI, awaited", peer("fastapi_awaited", "fastapi"), "emulator", "grpc", share=0.25),
-            Row("FastAPI, blocking", peer("fastapi_blocking", "fastapi"), "emulator", "grpc", share=0.25),
-            Row("FastAPI and fastpubsub", peer("fastpubsub_awaited", "fastpubsub"), "emulator", "grpc", share=0.25),
+            Row("Litestar, awaited", peer("litestar_awaited", "litestar"), "emulator", "grpc", share=0.125),
+            Row("FastAPI, awaited", peer("fastapi_awaited", "fastapi"), "emulator", "grpc", share=0.125),
+            Row("FastAPI, blocking", peer("fastapi_blocking", "fastapi"), "emulator", "grpc", share=0.125),
+            Row("FastAPI and fastpubsub", peer("fastpubsub_awaited", "fastpubsub"), "emulator", "grpc", share=0.125),
         ],
     ),
     "telemetry": Section(
         "Telemetry, through the strict server over TLS, as fast as they can, 64 connections",
         [
-            Row("off, logs at warning", pulsecart(), "tls"),
-            Row("all on, 10 % sampled", pulsecart(), "tls", environment=sampled("0.1")),
-            Row("all on, 100 % sampled", pulsecart(), "tls", environment=sampled("1")),
+            Row("off, logs at warning", pulsecart(), "tls", share=0.5),
+            Row("all on, 10 % sampled", pulsecart(), "tls", environment=sampled("0.1"), share=0.5),
+            Row("all on, 100 % sampled", pulsecart(), "tls", environment=sampled("1"), share=0.5),
         ],
     ),
     "orderings": Section(
