@@ -27,7 +27,7 @@ import msgspec
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from pulsecart.message import Message
+    from pulsecart.message import Message, SizeLimit
 
 __all__ = [
     "BrokerRefused",
@@ -123,16 +123,23 @@ class InvalidEvent(EventError):
 
 
 class MessageTooLarge(EventError):
-    """The finished message is larger than `limit` bytes."""
+    """The finished message is larger than Pub/Sub's API accepts. `limit` is the number of bytes that it exceeds."""
 
-    def __init__(self, message: "Message", size: int, limit: int) -> None:
+    def __init__(self, message: "Message", size: int, limit: "SizeLimit") -> None:
+        data = len(message.data)
+        if data > limit.data:
+            detail = f"The event has {data:,} bytes of data; the limit of Pub/Sub's {limit.api} API is {limit.data:,}."
+        else:
+            detail = f"The finished message has up to {size:,} bytes; the limit is {limit.total:,}."
+        if limit.data < limit.total:
+            detail += f" With PULSECART_WIRE=grpc it is {limit.total:,} for the whole message."
         super().__init__(
-            f"The finished message has up to {size:,} bytes; the limit is {limit:,}.",
+            detail,
             event_type=message.attributes["event_type"],
             event_id=message.attributes["event_id"],
         )
         self.topic = message.topic
-        self.limit = limit
+        self.limit = limit.data if data > limit.data else limit.total
 
 
 class _Timed(msgspec.Struct):

@@ -42,6 +42,11 @@ class Limits:
     batching: Mapping[str, Batching] = field(factory=dict)
     """Batching by topic; other topics use the defaults of `Batching`. `max_latency` is at most half of `deadline`."""
 
+    @property
+    def attempt_timeout(self) -> float:
+        """How long an attempt waits for an answer, in seconds: after a lost answer there is time for another one."""
+        return self.deadline / 2
+
     def __attrs_post_init__(self) -> None:
         for topic, batching in self.batching.items():
             if batching.max_latency > self.deadline / 2:

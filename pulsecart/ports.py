@@ -92,15 +92,24 @@ class Inspectable(Protocol):
 
 @frozen
 class Load:
-    """What a transport currently holds."""
+    """What a transport, or a part of it, currently holds."""
 
-    messages: int
-    bytes: int
-    waiting: int
+    messages: int = 0
+    bytes: int = 0
+    waiting: int = 0
     """The number of messages that are not in a request yet."""
 
-    oldest_age: float
+    oldest_age: float = 0.0
     """The age of the oldest message in seconds; 0 if there is none."""
+
+    connections: int = 0
+    """The number of open connections to the broker."""
+
+    connections_in_use: int = 0
+    """The number of connections with a request in flight, if a connection carries one at a time."""
+
+    connections_awaited: int = 0
+    """The number of requests that wait for a connection."""
 
 
 class Loaded(Protocol):

@@ -12,7 +12,7 @@ from pulsecart.events import codec
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
-from pulsecart.message import MAX_MESSAGE_BYTES, Message, Prepared, Receipt
+from pulsecart.message import REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
 from pulsecart.ports import UNOBSERVED, Clock, IdFactory, Observer, Transport
 
@@ -61,17 +61,20 @@ class Producer:
         clock: Clock = _now,
         new_event_id: IdFactory = new_event_id,
         ordering: Mapping[str, Ordering] = _BY_USER,
+        size_limit: SizeLimit = REST_LIMIT,
         observer: Observer = UNOBSERVED,
     ) -> None:
         """Use a transport, which may be opened later, and a catalog (default: `load_catalog()`).
 
-        `ordering` maps topics to orderings; other topics are ordered by user.
+        `ordering` maps topics to orderings; other topics are ordered by user. `size_limit` is that of the API that
+        the transport uses.
         """
         self.catalog = load_catalog() if catalog is None else catalog
         self._transport = transport
         self._clock = clock
         self._new_event_id = new_event_id
         self._ordering = ordering
+        self._size_limit = size_limit
         self._observer = observer
 
     async def ingest(self, raw: bytes) -> Receipt:
@@ -153,9 +156,9 @@ class Producer:
             attributes={"event_type": event.event_type, "event_id": event.event_id},
             ordering_key=event.user_id if ordering is None else ordering(event.user_id),
         )
-        size = message.size
-        if size > MAX_MESSAGE_BYTES:
-            raise MessageTooLarge(message, size, MAX_MESSAGE_BYTES)
+        size, limit = message.size, self._size_limit
+        if size > limit.total or len(data) > limit.data:
+            raise MessageTooLarge(message, size, limit)
         return Prepared(
             event_id=event.event_id,
             event_type=event.event_type,

@@ -26,8 +26,8 @@ def command(**options: str | None) -> None:
 
     from pulsecart.events import load_catalog
     from pulsecart.serve.server import run
+    from pulsecart.serve.wiring import pubsub_transport
     from pulsecart.telemetry import logs
-    from pulsecart.transports.pubsub import require_credentials
 
     _open_standard_streams()
     # Worker processes read the environment, so options are put there too.
@@ -40,7 +40,8 @@ def command(**options: str | None) -> None:
         settings = load_settings()
         settings.require_topics(load_catalog(settings.events).topics)
         if settings.transport == "pubsub":
-            require_credentials()  # here, since a worker process that fails at startup is restarted again and again
+            # Here, since a worker process that fails at startup is restarted again and again.
+            pubsub_transport(settings).require()
     except SettingsError as error:
         raise usage_error(error) from None
     except DefinitionError as error:

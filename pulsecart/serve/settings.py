@@ -13,6 +13,7 @@ from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 from pulsecart.serve import values
 from pulsecart.serve.hosts import is_listed, is_loopback
 from pulsecart.suggest import nearest
+from pulsecart.transports.pubsub import DEFAULT_CONNECTIONS, DEFAULT_ENDPOINT
 
 __all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings"]
 
@@ -104,8 +105,60 @@ class Settings:
         _WHERE,
         "HOST:PORT",
         "Pub/Sub's endpoint. For order, name a region's, such as us-central1-pubsub.googleapis.com:443.",
-        default="pubsub.googleapis.com:443",
+        default=DEFAULT_ENDPOINT,
         validator=values.address,
+    )
+    wire: Literal["rest", "grpc"] = _choice(
+        "PULSECART_WIRE",
+        _WHERE,
+        ("rest", "grpc"),
+        "How requests get to Pub/Sub: rest, or grpc for messages over 7,340,032 bytes and networks that need it.",
+        default="rest",
+    )
+    connections: int = _number(
+        "PULSECART_CONNECTIONS",
+        _WHERE,
+        "NUMBER",
+        "The most connections of one process to Pub/Sub by REST. Each carries one request at a time.",
+        (1, 1000),
+        default=DEFAULT_CONNECTIONS,
+    )
+    connect_to: str = _setting(
+        "PULSECART_CONNECT_TO",
+        _WHERE,
+        "HOST:PORT",
+        "The address to connect to in place of the endpoint's, for private and restricted endpoints. TLS verifies the "
+        "endpoint's name.",
+        default="",
+        validator=values.address,
+        shown="none",
+    )
+    ca_file: str = _setting(
+        "PULSECART_CA_FILE",
+        _WHERE,
+        "FILE",
+        "The root certificates to trust for Pub/Sub, as PEM.",
+        default="",
+        validator=values.file,
+        shown="the system's",
+    )
+    client_certificate_file: str = _setting(
+        "PULSECART_CLIENT_CERTIFICATE_FILE",
+        _WHERE,
+        "FILE",
+        "The client certificate for mutual TLS with Pub/Sub, with its chain, as PEM.",
+        default="",
+        validator=values.file,
+        shown="none",
+    )
+    client_key_file: str = _setting(
+        "PULSECART_CLIENT_KEY_FILE",
+        _WHERE,
+        "FILE",
+        "The private key of the client certificate, as PEM, if it is not in the same file.",
+        default="",
+        validator=values.file,
+        shown="none",
     )
     emulator_host: str = _setting(
         "PUBSUB_EMULATOR_HOST",
@@ -304,6 +357,8 @@ class Settings:
             _ = self.limits
         except ValueError as error:
             problems.append(f"PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: {error}")
+        if self.client_key_file and not self.client_certificate_file:
+            problems.append("PULSECART_CLIENT_KEY_FILE needs PULSECART_CLIENT_CERTIFICATE_FILE")
         if self.transport == "pubsub":
             if self.project == _DEV_PROJECT:
                 problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")

@@ -5,6 +5,7 @@ A parser returns text that it cannot parse as it is, for the validator to reject
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import attrs
@@ -18,6 +19,7 @@ __all__ = [
     "address",
     "batching",
     "between",
+    "file",
     "host_names",
     "names",
     "number",
@@ -120,6 +122,15 @@ def address(_settings: Any, setting: Setting, value: str) -> None:
     """Accept host:port, or an empty string."""
     if value and not re.fullmatch(r"([^\s/:@]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", value):
         _reject(setting, "host:port, such as 127.0.0.1:8085", value)
+
+
+def file(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept the path of a file that can be read, or an empty string."""
+    if value:
+        try:
+            Path(value).read_bytes()
+        except OSError as error:
+            _reject(setting, "a file that can be read", value, f": {error.strerror}")
 
 
 def project(_settings: Any, setting: Setting, value: str) -> None:

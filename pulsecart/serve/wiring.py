@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 from starlette.applications import Starlette
@@ -18,7 +19,8 @@ from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
 from pulsecart.http.ingest import ROUTE, Ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
-from pulsecart.ports import Inspectable, Observer, TopicAdmin, Transport
+from pulsecart.message import GRPC_LIMIT, REST_LIMIT
+from pulsecart.ports import UNOBSERVED, Inspectable, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
 from pulsecart.serve.environment import load_settings
 from pulsecart.serve.settings import Settings
@@ -26,7 +28,7 @@ from pulsecart.telemetry import export, logs
 from pulsecart.telemetry.observer import Telemetry
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "pubsub_transport"]
 
 _log = logging.getLogger("pulsecart")
 
@@ -43,7 +45,13 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     admin: TopicAdmin | None = None
     if transport is None:
         transport, admin = _make_transport(settings, telemetry)
-    producer = Producer(transport, catalog=catalog, ordering=settings.orderings, observer=telemetry)
+    producer = Producer(
+        transport,
+        catalog=catalog,
+        ordering=settings.orderings,
+        size_limit=GRPC_LIMIT if settings.wire == "grpc" else REST_LIMIT,
+        observer=telemetry,
+    )
     if not structlog.is_configured():
         logs.configure(settings.log_level, settings.project)
     event_log = logs.EventLog(personal_data=personal_data)
@@ -119,13 +127,32 @@ def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, 
             emulator = EmulatorTransport(
                 project=settings.project,
                 host=settings.emulator_host,
+                wire=settings.wire,
+                connections=settings.connections,
                 limits=settings.limits,
                 creates_topics=creates_topics,
                 observer=observer,
             )
             return emulator, emulator if creates_topics else None
         case _:
-            pubsub = PubSubTransport(
-                project=settings.project, endpoint=settings.endpoint, limits=settings.limits, observer=observer
-            )
-            return pubsub, None
+            return pubsub_transport(settings, observer), None
+
+
+def pubsub_transport(settings: Settings, observer: Observer = UNOBSERVED) -> PubSubTransport:
+    """Return the transport to Google Cloud Pub/Sub."""
+    return PubSubTransport(
+        project=settings.project,
+        endpoint=settings.endpoint,
+        connect_to=settings.connect_to,
+        wire=settings.wire,
+        connections=settings.connections,
+        roots=Path(settings.ca_file).read_bytes() if settings.ca_file else None,
+        client_certificate=_path(settings.client_certificate_file),
+        client_key=_path(settings.client_key_file),
+        limits=settings.limits,
+        observer=observer,
+    )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None

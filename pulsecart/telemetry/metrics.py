@@ -148,8 +148,8 @@ def _observe_requests(_options: CallbackOptions) -> Iterator[Observation]:
         yield Observation(count, {"messaging.destination.name": topic, "pulsecart.batch.size": size})
 
 
-def _sum_of(read: Callable[[Load], float]) -> Callback:
-    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)))]
+def _sum_of(read: Callable[[Load], float], attributes: Mapping[str, str] | None = None) -> Callback:
+    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)), attributes)]
 
 
 def _oldest_age(_options: CallbackOptions) -> list[Observation]:
@@ -178,4 +178,19 @@ _meter.create_observable_gauge(
 )
 _meter.create_observable_gauge(
     "pulsecart.oldest_message.age", [_oldest_age], "s", "How long the oldest unconfirmed message has waited."
+)
+_meter.create_observable_gauge(
+    "pulsecart.connections",
+    [
+        _sum_of(lambda load: load.connections - load.connections_in_use, {"state": "idle"}),
+        _sum_of(lambda load: load.connections_in_use, {"state": "used"}),
+    ],
+    "{connection}",
+    "Connections to the broker. On the gRPC wire, where a connection carries many requests, all are idle.",
+)
+_meter.create_observable_gauge(
+    "pulsecart.connections.awaited",
+    [_sum_of(lambda load: load.connections_awaited)],
+    "{request}",
+    "Requests that wait for a connection to the broker.",
 )

@@ -16,9 +16,9 @@ import pytest
 
 from pulsecart import load_catalog
 from pulsecart.serve.settings import Settings
+from pulsecart.testing import strict_pubsub
 from tests.google_login import new_key, service_account
 from tests.serving import run, serving
-from tests.strict_server import strict_server
 
 ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
 
@@ -197,7 +197,8 @@ def test_port_in_use_is_an_error(tmp_path):
 @pytest.mark.anyio
 async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
     """On SIGTERM an event that the broker does not confirm is answered 503 before the deadline."""
-    async with strict_server(load_catalog().topics) as server:
+    async with strict_pubsub(load_catalog().topics) as server:
+        host = server.host
         gate = asyncio.Event()
         server.script.extend([gate] * 10)
         options = (
@@ -212,7 +213,7 @@ async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
         )
 
         def serve_and_stop() -> tuple[httpx.Response, float, int]:
-            service = serving("--emulator-host", server.host, *options, cwd=tmp_path)
+            service = serving("--emulator-host", host, *options, cwd=tmp_path)
             with service as served, ThreadPoolExecutor(1) as threads:
                 answer = threads.submit(httpx.post, f"{served.url}/events/ingest", json=ORDER, timeout=60)
                 asyncio.run_coroutine_threadsafe(server.received(1), loop).result(30)

@@ -8,9 +8,9 @@ import pytest
 
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import MemoryTransport
 from tests.http.client import ingest, problem, served
-from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ async def test_given_transport_is_opened_and_closed():
 
 async def test_missing_topic_is_logged_and_reported_by_readyz(caplog):
     """Outside development a missing topic is not created, but logged at startup and reported by /readyz."""
-    async with strict_server(["pulsecart.user-actions", "pulsecart.system-events"]) as server:
+    async with strict_pubsub(["pulsecart.user-actions", "pulsecart.system-events"]) as server:
         settings = Settings(transport="emulator", emulator_host=server.host, environment="staging", project="test")
         async with served(settings=settings) as client:
             assert "pulsecart.commerce-events does not exist in project test" in caplog.text
@@ -46,7 +46,7 @@ async def test_missing_topic_is_logged_and_reported_by_readyz(caplog):
 
 async def test_missing_topics_are_created_on_the_emulator_in_development(order_json):
     """Missing topics are created at startup, and again by the next event if the emulator loses them."""
-    async with strict_server([]) as server:
+    async with strict_pubsub([]) as server:
         settings = Settings(transport="emulator", emulator_host=server.host, project="test")
         async with served(settings=settings) as client:
             assert (await ingest(client, order_json())).status_code == 202

@@ -14,8 +14,8 @@ from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import Telemetry, metrics
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
-from tests.strict_server import strict_server
 from tests.transports.contract import message
 
 pytestmark = pytest.mark.anyio
@@ -120,7 +120,7 @@ async def test_requests_to_the_broker_are_counted_and_timed(grown, read):
         grown(name)
     limits = Limits(deadline=5, batching={TOPIC: Batching(max_messages=20, max_latency=0.5)})
     async with (
-        strict_server([TOPIC]) as server,
+        strict_pubsub([TOPIC]) as server,
         EmulatorTransport(project="test", host=server.host, limits=limits, observer=Telemetry()) as transport,
     ):
         await asyncio.gather(*(transport.publish(message(n, "user", TOPIC)) for n in range(20)))
@@ -192,7 +192,7 @@ async def test_load_is_observed(read):
 
     gate = asyncio.Event()
     async with (
-        strict_server([TOPIC]) as server,
+        strict_pubsub([TOPIC]) as server,
         EmulatorTransport(project="test", host=server.host, observer=Telemetry()) as transport,
     ):
         server.script.append(gate)

@@ -36,8 +36,8 @@ from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry, tracing
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
-from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ def placed(**fields) -> OrderPlaced:
 
 @pytest.fixture
 async def broker():
-    async with strict_server([TOPIC]) as server:
+    async with strict_pubsub([TOPIC]) as server:
         yield server
 
 
