@@ -144,8 +144,8 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection at once."""
-        if self._socket is not None:
-            self._socket.abort()
+        assert self._socket is not None
+        self._socket.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

@@ -1,6 +1,7 @@
 """gRPC, with Google's own message classes. Importing this module loads grpc and google."""
 
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import unquote
 
 from pulsecart.testing.strict.faults import Fault
 from pulsecart.testing.strict.server import PublishRequest, ReceivedMessage
@@ -31,7 +32,11 @@ class GrpcServer:
 
     def __init__(self, server: "StrictPubsub", port: int) -> None:
         self._server = server
-        self._grpc = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES)])
+        options = [
+            ("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES),
+            ("grpc.so_reuseport", 0),  # a port that is taken is an error
+        ]
+        self._grpc = grpc.aio.server(options=options)
         methods = {
             "Publish": (self._publish, _Request.FromString, _Response.SerializeToString),
             "GetTopic": (self._get_topic, types.GetTopicRequest.deserialize, types.Topic.serialize),
@@ -95,7 +100,7 @@ class GrpcServer:
 
     def _connection(self, context: "grpc.aio.ServicerContext[Any, Any]") -> tuple[str, int]:
         """Return the client's address, and the number of its connection."""
-        peer = context.peer().removeprefix("ipv4:")
+        peer = unquote(context.peer()).partition(":")[2]
         if peer not in self._server.numbers:
             self._server.numbers[peer] = self._server.new_connection()
         return peer, self._server.numbers[peer]
