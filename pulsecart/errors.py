@@ -158,13 +158,21 @@ class PublishError(PulsecartError):
     """
 
     retryable = True
-    retry_after: ClassVar[int] = 1
+    retry_after: int = 1
     """Seconds to wait before a retry."""
 
     def __init__(
-        self, detail: str, log_detail: str = "", *, message: "Message | None" = None, error_type: str = ""
+        self,
+        detail: str,
+        log_detail: str = "",
+        *,
+        message: "Message | None" = None,
+        error_type: str = "",
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(detail)
+        if retry_after is not None:
+            self.retry_after = retry_after
         self.log_detail = log_detail or detail
         self.error_type = error_type or type(self).__name__
         self.message = message

@@ -125,7 +125,13 @@ class Producer:
             if error.message is not None:
                 raise
             known = _known_error(error)
-            raise known(str(error), error.log_detail, message=message, error_type=error.error_type) from error
+            raise known(
+                str(error),
+                error.log_detail,
+                message=message,
+                error_type=error.error_type,
+                retry_after=error.retry_after,
+            ) from error
         except BaseException as error:
             publishing.failed(error)
             raise

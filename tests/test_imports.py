@@ -66,6 +66,18 @@ def test_unknown_name_of_testing_is_an_attribute_error():
         from pulsecart.testing import strict_kafka  # noqa: F401
 
 
+def test_publishing_by_rest_does_not_load_grpc_or_google():
+    """A service on the emulator, by REST, publishes without google and grpc."""
+    statement = (
+        "import asyncio\nfrom pulsecart.app import create_app\nfrom pulsecart.serve.settings import Settings\n"
+        "app = create_app(Settings(transport='emulator', emulator_host='127.0.0.1:1', publish_deadline=0.1))\n"
+        "async def live():\n    async with app.router.lifespan_context(app): pass\n"
+        "asyncio.run(live())"
+    )
+    assert "starlette" in loaded_by(statement)
+    assert not loaded_by(statement) & {"google", "grpc"}
+
+
 def test_unknown_name_of_telemetry_is_an_attribute_error():
     """Lazy imports raise AttributeError for unknown names."""
     with pytest.raises(ImportError, match="EventIdMaker"):

@@ -43,4 +43,4 @@ def test_metadata_has_urls_and_extras():
         "Changelog",
         "Issues",
     }
-    assert {"otlp", "testing"} <= set(found.get_all("Provides-Extra"))
+    assert {"all", "grpc", "otlp", "testing"} <= set(found.get_all("Provides-Extra"))

@@ -1,6 +1,7 @@
 """The settings: what each is called, what it does, its default and its values, and what contradicts what."""
 
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from attrs import Factory, evolve, field, frozen
@@ -357,6 +358,8 @@ class Settings:
             _ = self.limits
         except ValueError as error:
             problems.append(f"PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: {error}")
+        if self.wire == "grpc" and find_spec("google.pubsub_v1") is None:
+            problems.append("PULSECART_WIRE=grpc needs google-cloud-pubsub: pip install 'pulsecart[grpc]'")
         if self.client_key_file and not self.client_certificate_file:
             problems.append("PULSECART_CLIENT_KEY_FILE needs PULSECART_CLIENT_CERTIFICATE_FILE")
         if self.transport == "pubsub":

@@ -29,10 +29,14 @@ class Failure:
     detail: str
     log_detail: str = ""
     error_type: str = ""
+    retry_after: int | None = None
+    """Seconds that callers are asked to wait; None for what is usual for `kind`."""
 
     def error(self, message: Message) -> PublishError:
         """Return the error for a message of the request."""
-        return self.kind(self.detail, self.log_detail, message=message, error_type=self.error_type)
+        return self.kind(
+            self.detail, self.log_detail, message=message, error_type=self.error_type, retry_after=self.retry_after
+        )
 
 
 Send = Callable[[str, str, Sequence[Message], Sequence[Any], float], Awaitable[Sequence[str] | Failure]]

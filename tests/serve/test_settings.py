@@ -1,4 +1,5 @@
 import os
+import sys
 
 import attrs
 import pytest
@@ -31,6 +32,12 @@ def test_defaults():
         "project": "pulsecart-dev",
         "emulator_host": "",
         "endpoint": "pubsub.googleapis.com:443",
+        "wire": "rest",
+        "connections": 64,
+        "connect_to": "",
+        "ca_file": "",
+        "client_certificate_file": "",
+        "client_key_file": "",
         "publish_deadline": 10.0,
         "max_body_bytes": 1_048_576,
         "body_timeout": 10.0,
@@ -61,6 +68,12 @@ def test_every_setting_is_read_from_its_variable():
         GCP_PROJECT_ID="shop",
         PUBSUB_EMULATOR_HOST="localhost:8085",
         PULSECART_ENDPOINT="us-central1-pubsub.googleapis.com:443",
+        PULSECART_WIRE="grpc",
+        PULSECART_CONNECTIONS="128",
+        PULSECART_CONNECT_TO="restricted.googleapis.com:443",
+        PULSECART_CA_FILE=__file__,
+        PULSECART_CLIENT_CERTIFICATE_FILE=__file__,
+        PULSECART_CLIENT_KEY_FILE=__file__,
         PULSECART_PUBLISH_DEADLINE="2.5",
         PULSECART_MAX_BODY_BYTES="10000000",
         PULSECART_BODY_TIMEOUT="3",
@@ -84,6 +97,12 @@ def test_every_setting_is_read_from_its_variable():
         project="shop",
         emulator_host="localhost:8085",
         endpoint="us-central1-pubsub.googleapis.com:443",
+        wire="grpc",
+        connections=128,
+        connect_to="restricted.googleapis.com:443",
+        ca_file=__file__,
+        client_certificate_file=__file__,
+        client_key_file=__file__,
         publish_deadline=2.5,
         max_body_bytes=10_000_000,
         body_timeout=3.0,
@@ -214,6 +233,23 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
 def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
     """The message names the variable and the values that it accepts."""
     assert says in problems(**environment)
+
+
+def test_grpc_without_its_package_names_the_extra(monkeypatch):
+    """The gRPC wire is an extra."""
+    monkeypatch.setitem(sys.modules, "google.pubsub_v1", None)
+    assert "pip install 'pulsecart[grpc]'" in problems(PULSECART_WIRE="grpc", PULSECART_TRANSPORT="memory")
+
+
+@pytest.mark.parametrize("name", ["PULSECART_CA_FILE", "PULSECART_CLIENT_CERTIFICATE_FILE"])
+def test_file_that_cannot_be_read_is_rejected(name):
+    """A file is read at startup, so that a wrong path is found then."""
+    assert "must be a file that can be read, not '/nowhere.pem': No such file" in problems(**{name: "/nowhere.pem"})
+
+
+def test_client_key_without_certificate_is_rejected():
+    """A client's key alone has no use."""
+    assert "needs PULSECART_CLIENT_CERTIFICATE_FILE" in problems(PULSECART_CLIENT_KEY_FILE=__file__)
 
 
 @pytest.mark.parametrize("variable", ["PULSECART_ENDPOINT", "PUBSUB_EMULATOR_HOST"])

@@ -829,10 +829,37 @@ async def test_ports_can_be_chosen():
         ports = first.getsockname()[1], second.getsockname()[1]
     async with strict_pubsub(["orders"], port=ports[0], grpc_port=ports[1]) as server:
         assert (server.host, server.grpc_host) == (f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(OSError, match="Address already in use"):
             await strict_pubsub([], port=ports[0]).__aenter__()
         with pytest.raises(RuntimeError, match="Failed to bind"):
             await strict_pubsub([], grpc_port=ports[1]).__aenter__()
+
+
+async def test_topics_are_no_single_name():
+    """A single topic's name in place of a list is an error, not a topic for each letter."""
+    with pytest.raises(TypeError, match=r"such as \['orders'\]"):
+        await strict_pubsub("orders").__aenter__()
+
+
+async def test_server_ends_while_grpc_starts():
+    """The server may end before its gRPC part has started."""
+    async with strict_pubsub([]) as server:
+        host = server.grpc_host
+    with socket.create_server(("127.0.0.1", int(host.partition(":")[2]))):
+        pass
+
+
+@pytest.mark.parametrize("options", [{}, {"tls": True}])
+async def test_many_clients_connect_at_once(options):
+    """A burst of clients gets its answers."""
+
+    async def publish(server: StrictPubsub) -> Outcome:
+        async with connected(server, "rest") as client:
+            return await client.publish([message()])
+
+    async with strict_pubsub(["orders"], **options) as server, asyncio.timeout(30):
+        found = await asyncio.gather(*(publish(server) for _ in range(50)))
+    assert sorted(int(number) for _, (number,) in found) == list(range(1, 51))
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ It is as strict as production: it enforces the rules and limits that Google's em
 receives, and fails as its `script` says.
 """
 
-import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 
-from pulsecart.testing.strict.connection import Connection, greet
+from pulsecart.testing.strict.connection import accept
 from pulsecart.testing.strict.faults import RawAnswer, http_answer
 from pulsecart.testing.strict.server import PublishRequest, ReceivedMessage, StrictPubsub
 
@@ -37,6 +37,8 @@ async def strict_pubsub(
     Raises what a function in the script raised, and ValueError for a reply that the script cannot have, at the end of
     the block.
     """
+    if isinstance(topics, str):
+        raise TypeError(f"topics is a list of names, such as [{topics!r}], not a single one")
     with TemporaryDirectory(prefix="pulsecart-") as folder:
         certificate = None
         context = None
@@ -49,16 +51,15 @@ async def strict_pubsub(
             # A client that offers both gets HTTP/1.1. gRPC offers HTTP/2 only.
             context.set_alpn_protocols(["http/1.1", "h2"])
         server = StrictPubsub(project, topics, grpc_port, certificate)
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: greet(Connection(server), context), "127.0.0.1", port)
-        server.host = f"{'localhost' if tls else '127.0.0.1'}:{listener.sockets[0].getsockname()[1]}"
-        try:
-            if grpc_port:
-                await server.start_grpc()
-            yield server
-        finally:
-            listener.close()
-            await server.aclose()
-            await listener.wait_closed()
+        with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
+            listener.setblocking(False)
+            server.host = f"{'localhost' if tls else '127.0.0.1'}:{listener.getsockname()[1]}"
+            server.spawn(accept(server, listener, context))
+            try:
+                if grpc_port:
+                    await server.start_grpc()
+                yield server
+            finally:
+                await server.aclose()
     if server.defects:
         raise server.defects[0]

@@ -3,6 +3,7 @@
 import asyncio
 import binascii
 import re
+import socket
 import ssl
 from collections import deque
 from functools import lru_cache
@@ -18,7 +19,7 @@ from pulsecart.testing.strict.server import PublishRequest, ReceivedMessage
 if TYPE_CHECKING:
     from pulsecart.testing.strict.server import StrictPubsub
 
-__all__ = ["Connection", "greet"]
+__all__ = ["accept"]
 
 MAX_BODY_BYTES = 10_485_760
 """Maximum bytes of a request's body."""
@@ -76,38 +77,25 @@ _decode_publish = msgspec.json.Decoder(_Publish).decode
 _decode_topic = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def greet(connection: "Connection", context: ssl.SSLContext | None) -> asyncio.Protocol:
-    """Return the protocol that a new connection begins with."""
-    return connection if context is None else _Handshake(connection, context)
+async def accept(server: "StrictPubsub", listener: socket.socket, context: ssl.SSLContext | None) -> None:
+    """Accept connections, with TLS if there is a context."""
+    while True:
+        accepted, (host, port) = await asyncio.get_running_loop().sock_accept(listener)
+        server.spawn(_greet(Connection(server, f"{host}:{port}"), accepted, context))
 
 
-class _Handshake(asyncio.Protocol):
-    """Makes the TLS handshake, after `handshake_delay`."""
-
-    def __init__(self, connection: "Connection", context: ssl.SSLContext) -> None:
-        self._connection = connection
-        self._context = context
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        plain = cast("asyncio.Transport", transport)
-        plain.pause_reading()
-        self._connection.opened(plain)
-        self._connection.server.spawn(self._shake(plain))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._connection.connection_lost(error)
-
-    async def _shake(self, plain: asyncio.Transport) -> None:
-        await asyncio.sleep(self._connection.server.handshake_delay)
-        loop = asyncio.get_running_loop()
-        try:
-            secured = await loop.start_tls(plain, self._connection, self._context, server_side=True)
-        except OSError as error:  # the client has gone, or does not trust the certificate
-            plain.abort()
-            self._connection.connection_lost(error)
-        else:
-            assert secured is not None
-            self._connection.connection_made(secured)
+async def _greet(connection: "Connection", accepted: socket.socket, context: ssl.SSLContext | None) -> None:
+    try:
+        if context is not None:
+            await asyncio.sleep(connection.server.handshake_delay)
+    except asyncio.CancelledError:
+        accepted.close()
+        raise
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.connect_accepted_socket(lambda: connection, accepted, ssl=context)
+    except OSError as error:  # the client has gone, or does not trust the certificate
+        connection.connection_lost(error)
 
 
 class _Call(NamedTuple):
@@ -123,11 +111,11 @@ class _Call(NamedTuple):
 class Connection(asyncio.Protocol):
     """Reads requests with httptools, and answers them one after another."""
 
-    def __init__(self, server: "StrictPubsub") -> None:
+    def __init__(self, server: "StrictPubsub", peer: str) -> None:
         self.server = server
+        self._peer = peer
         self._number = server.new_connection()
-        self._peer = ""
-        self._socket: asyncio.Transport | None = None
+        server.open[self._number] = self
         self._transport: asyncio.Transport | None = None
         self._opening: bytes | None = b""
         self._parser = httptools.HttpRequestParser(self)
@@ -136,23 +124,13 @@ class Connection(asyncio.Protocol):
         self._answers = 0
         self.on_message_begin()
 
-    def opened(self, transport: asyncio.Transport) -> None:
-        """Note that a client has connected. With TLS, `connection_made` comes later."""
-        self._socket = transport
-        self._peer = "{}:{}".format(*transport.get_extra_info("peername"))
-        self.server.open[self._number] = self
-
     def abort(self) -> None:
-        """Close the connection at once."""
-        assert self._socket is not None
-        self._socket.abort()
+        """Close the connection at once, if it is ready."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if self._socket is None:
-            self.opened(self._transport)
-        if self._opening:  # came with the end of the handshake
-            self.data_received(b"")
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         self.server.open.pop(self._number, None)
@@ -160,9 +138,10 @@ class Connection(asyncio.Protocol):
             self._work.cancel()
 
     def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
         if self._opening is not None:
             self._opening += data
-            if self._transport is None or len(self._opening) < len(_HTTP2):
+            if len(self._opening) < len(_HTTP2):
                 return
             data, self._opening = self._opening, None
             if data.startswith(_HTTP2):

@@ -60,6 +60,7 @@ class GrpcServer:
 
     async def aclose(self) -> None:
         """End all calls."""
+        await self.started  # otherwise its ports stay open
         await self._grpc.stop(None)
 
     async def _publish(self, request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:

@@ -139,7 +139,7 @@ class StrictPubsub:
         """The address that serves gRPC only, as host:port.
 
         The first access loads grpc and starts this server; it must come from the event loop. `host` forwards gRPC to
-        it, which costs CPU: benchmarks use this address.
+        it.
         """
         return self._grpc.host
 
@@ -240,13 +240,13 @@ class StrictPubsub:
 
     async def aclose(self) -> None:
         """End all connections."""
-        for connection in list(self.open.values()):
-            connection.abort()
+        if "_grpc" in vars(self):
+            await self._grpc.aclose()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if "_grpc" in vars(self):
-            await self._grpc.aclose()
+        for connection in self.open.values():
+            connection.abort()
 
     @cached_property
     def _grpc(self) -> "GrpcServer":

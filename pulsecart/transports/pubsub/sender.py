@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
@@ -91,6 +92,8 @@ class Sender:
                 missing = self._creates_topics and error.status == "NOT_FOUND"
                 if not missing and error.status not in _TEMPORARY:
                     return failure
+                if error.retry_after > deadline - self._loop.time():
+                    return failure
                 wait = max(wait, error.retry_after)
             sending.attempt_failed(failure.error_type)
             await asyncio.sleep(min(wait, max(0, deadline - self._loop.time())))
@@ -105,4 +108,5 @@ def _failure(error: WireError, topic: str) -> Failure:
     """Describe why an attempt failed: in our words for the caller, in the broker's for the log."""
     kind, text = _REFUSALS.get(error.status, _OTHER_FAILURE)
     log_detail = f"topic {topic}: {error.status}: {error}"
-    return Failure(kind, f"{text.format(topic)} ({error.status})", log_detail, error.status)
+    retry_after = ceil(error.retry_after) or None
+    return Failure(kind, f"{text.format(topic)} ({error.status})", log_detail, error.status, retry_after)

@@ -9,10 +9,15 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
-import grpc.aio
-from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
-from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
-from grpc import StatusCode
+try:
+    import grpc.aio
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+    from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
+    from grpc import StatusCode
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the gRPC wire needs {error.name}: pip install 'pulsecart[grpc]'", name=error.name
+    ) from error
 
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.ports import Load

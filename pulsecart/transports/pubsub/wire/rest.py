@@ -83,7 +83,7 @@ class RestWire:
             raise WireError(
                 "INVALID_ARGUMENT",
                 f"the encoded request has {len(body):,} bytes; the limit of Pub/Sub's REST API is "
-                f"{MAX_REQUEST_BYTES:,}, of its gRPC API 10,000,000 before encoding",
+                f"{MAX_REQUEST_BYTES:,}; PULSECART_WIRE=grpc takes 10,000,000 bytes without encoding",
                 answered=None,
             )
         answer = await self._request("POST", f"{topic}:publish", body, deadline, metadata)
