@@ -699,7 +699,6 @@ async def test_grpc_connections_are_counted_and_closed(server, observer, monkeyp
             await transport.check(TOPICS)
     with pytest.raises(BrokerUnavailable):
         await waiting
-    await until(lambda: not server.open)
 
 
 async def test_failed_opening_leaves_nothing_behind(secure_server, monkeypatch):
