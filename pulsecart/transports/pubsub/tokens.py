@@ -6,17 +6,22 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from datetime import UTC
+from email.message import Message
+from http.client import HTTPException
 from math import inf
 from typing import Any
 
 import google.auth
-import google.auth.transport.requests
+import google.auth.transport
 from attrs import field, frozen
 from google.auth.credentials import Credentials, with_scopes_if_required
+from google.auth.exceptions import TransportError
 
 from pulsecart.errors import BrokerUnavailable
 
@@ -56,7 +61,7 @@ def default_credentials() -> Credentials:
 
     This blocks: it reads files, and may send requests to a metadata server.
     """
-    credentials, _project = google.auth.default(scopes=[SCOPE])
+    credentials, _project = google.auth.default(scopes=[SCOPE], request=_Request())
     return credentials
 
 
@@ -199,11 +204,41 @@ class _Token:
         return self.wall_expiry - clock(), self.expiry - time.monotonic()
 
 
-class _Request(google.auth.transport.requests.Request):
-    """Sends requests for tokens, on new connections: old ones may be broken after an hour."""
+@frozen
+class _Answer(google.auth.transport.Response):
+    status: int
+    headers: Message
+    data: bytes
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return super().__call__(*args, **{"timeout": REQUEST_TIMEOUT} | options)  # type: ignore[no-untyped-call]
+
+class _Request(google.auth.transport.Request):
+    """Sends requests for tokens with the standard library, which loads faster than requests and takes less memory.
+
+    Each uses a new connection: an old one may be broken after an hour.
+    """
+
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        **_options: Any,
+    ) -> _Answer:
+        """Return the answer, whatever its status. Raises `TransportError`."""
+        if not url.startswith(("http://", "https://")):
+            raise TransportError(f"{url!r} is no URL of HTTP")
+        data = body.encode() if isinstance(body, str) else body
+        request = urllib.request.Request(url, data, dict(headers or {}), method=method)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=timeout or REQUEST_TIMEOUT) as answer:  # noqa: S310
+                return _Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return _Answer(error.code, error.headers, error.read())
+        except (OSError, HTTPException) as error:
+            raise TransportError(str(error)) from error
 
 
 def _headers(credentials: Any) -> tuple[tuple[str, str], ...]:
