@@ -1,7 +1,7 @@
 """What authentication costs an event: a key, and a token that has been verified before.
 
 `python -m benchmarks.access` prints the time that the guard adds to an endpoint that does nothing, and to a whole event
-in memory: the least CPU time of interleaved rounds, in one process, without a server. Needs the extra `oidc` and cryptography.
+in memory: the least CPU time of interleaved rounds, in one process, without a server. Needs the extra `oidc`.
 """
 
 import asyncio
