@@ -8,6 +8,7 @@
     │   ├── MissingEventType
     │   ├── UnknownEventType
     │   ├── InvalidEvent       fields are missing, unknown or invalid
+    │   ├── EventTypeNotAllowed  the caller may not send events of this type
     │   └── MessageTooLarge    the finished message exceeds Pub/Sub's limit
     └── PublishError           the event is valid, but was not published, or the outcome is unknown
         ├── MessageRefused     the broker rejects this message permanently
@@ -34,6 +35,7 @@ __all__ = [
     "BrokerUnavailable",
     "DefinitionError",
     "EventError",
+    "EventTypeNotAllowed",
     "Fault",
     "InvalidEvent",
     "MalformedBody",
@@ -120,6 +122,10 @@ class UnknownEventType(EventError):
 
 class InvalidEvent(EventError):
     """Fields are missing, unknown or invalid; `faults` lists all of them."""
+
+
+class EventTypeNotAllowed(EventError):
+    """The caller may not send events of this type. The event itself is valid."""
 
 
 class MessageTooLarge(EventError):

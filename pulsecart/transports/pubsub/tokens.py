@@ -228,7 +228,7 @@ class _Request(google.auth.transport.Request):
     ) -> _Answer:
         """Return the answer, whatever its status. Raises `TransportError`."""
         if not url.startswith(("http://", "https://")):
-            raise TransportError(f"{url!r} is no URL of HTTP")
+            raise TransportError(f"{url!r} is no URL of HTTP")  # type: ignore[no-untyped-call]
         data = body.encode() if isinstance(body, str) else body
         request = urllib.request.Request(url, data, dict(headers or {}), method=method)  # noqa: S310
         try:
@@ -238,7 +238,7 @@ class _Request(google.auth.transport.Request):
             with error:
                 return _Answer(error.code, error.headers, error.read())
         except (OSError, HTTPException) as error:
-            raise TransportError(str(error)) from error
+            raise TransportError(str(error)) from error  # type: ignore[no-untyped-call]
 
 
 def _headers(credentials: Any) -> tuple[tuple[str, str], ...]:
