@@ -986,6 +986,30 @@ async def test_drain_that_runs_out_of_time_fails_the_rest(key, started):
 
 
 @in_virtual_time
+async def test_full_request_does_not_wait_for_its_max_latency():
+    """A request that waits for more messages is sent once it is full, in messages or in bytes."""
+    size = message(1).size
+    batching = {
+        TOPICS[0]: Batching(max_messages=3, max_latency=5),
+        TOPICS[1]: Batching(max_bytes=3 * size - 1, max_latency=5),
+    }
+    broker = Broker()
+    queues = KeyedQueues(broker.send, Limits(batching=batching))
+    tasks = []
+    for topic in TOPICS:
+        for number in range(3):
+            tasks.append(queues.publish(message(number, "user", topic)))
+            await asyncio.sleep(0.01)
+    assert broker.sizes() == [3, 2]  # the third message does not fit in the bytes of the second request
+    for answer in broker.answers:
+        answer.set_result(None)
+    await broker.received(3)
+    broker.answers[2].set_result(None)
+    assert len(await asyncio.gather(*tasks)) == 6
+    await queues.drain(1)
+
+
+@in_virtual_time
 async def test_halves_do_not_wait_for_others():
     """With a `max_latency`, the halves of a rejected request are sent at once if nothing else waits."""
     broker = Broker()
