@@ -10,6 +10,7 @@ These are the names of the core. Transports are in `pulsecart.transports`, the e
 from typing import Any
 
 from pulsecart.errors import (
+    Aborted,
     BrokerRefused,
     BrokerUnavailable,
     DefinitionError,
@@ -36,6 +37,7 @@ from pulsecart.ports import Clock, IdFactory, Observer, Transport
 from pulsecart.producer import Producer
 
 __all__ = [
+    "Aborted",
     "Batching",
     "BrokerRefused",
     "BrokerUnavailable",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pulsecart.message import Message
 
 __all__ = [
+    "Aborted",
     "BrokerRefused",
     "BrokerUnavailable",
     "DefinitionError",
@@ -199,6 +200,10 @@ class MessageRefused(PublishError):
 
 class BrokerUnavailable(PublishError):
     """The broker could not be reached, or did not confirm in time. It may still deliver the message."""
+
+
+class Aborted(BrokerUnavailable):
+    """An earlier event of the same topic and ordering key failed, so this one was not sent: it would overtake a retry."""
 
 
 class BrokerRefused(PublishError):

@@ -84,6 +84,11 @@ class _Publishing:
         self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
         self._token = None if context is None else contexts.attach(context)
 
+    def admitted(self) -> None:
+        if self._token is not None:
+            contexts.detach(self._token)
+            self._token = None
+
     def published(self, message_id: str) -> None:
         metrics.event_ended(self._event_type, "published")
         self._span.set_attribute("messaging.message.id", message_id)
@@ -94,8 +99,7 @@ class _Publishing:
         self._end()
 
     def _end(self) -> None:
-        if self._token is not None:
-            contexts.detach(self._token)
+        self.admitted()
         self._span.end()
 
 
