@@ -8,6 +8,7 @@
     │   ├── MissingEventType
     │   ├── UnknownEventType
     │   ├── InvalidEvent       fields are missing, unknown or invalid
+    │   ├── EventTypeNotAllowed  the caller may not send events of this type
     │   └── MessageTooLarge    the finished message exceeds Pub/Sub's limit
     └── PublishError           the event is valid, but was not published, or the outcome is unknown
         ├── MessageRefused     the broker rejects this message permanently
@@ -35,6 +36,7 @@ __all__ = [
     "BrokerUnavailable",
     "DefinitionError",
     "EventError",
+    "EventTypeNotAllowed",
     "Fault",
     "InvalidEvent",
     "MalformedBody",
@@ -123,6 +125,10 @@ class InvalidEvent(EventError):
     """Fields are missing, unknown or invalid; `faults` lists all of them."""
 
 
+class EventTypeNotAllowed(EventError):
+    """The caller may not send events of this type. The event itself is valid."""
+
+
 class MessageTooLarge(EventError):
     """The finished message is larger than `limit` bytes."""
 
@@ -203,7 +209,7 @@ class BrokerUnavailable(PublishError):
 
 
 class Aborted(BrokerUnavailable):
-    """An earlier event of the same topic and ordering key failed, so this one was not sent: it would overtake a retry."""
+    """An earlier event of the same ordering key failed, so this one was not sent: it would overtake a retry."""
 
 
 class BrokerRefused(PublishError):

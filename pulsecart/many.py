@@ -69,9 +69,7 @@ def failure_of(error: PublishError, message: Message) -> PublishError:
         return error
     # The class, or the nearest base class that is defined in `pulsecart.errors`: others may have other arguments.
     known: type[PublishError] = next(cls for cls in type(error).__mro__ if cls.__module__ == PublishError.__module__)
-    failure = known(str(error), error.log_detail, message=message, error_type=error.error_type)
-    failure.__cause__ = error
-    return failure
+    return known(str(error), error.log_detail, message=message, error_type=error.error_type)
 
 
 async def publish_many(

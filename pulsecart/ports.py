@@ -166,16 +166,29 @@ class Sending(Protocol):
         ...
 
 
+class Caller(Protocol):
+    """Who has sent an event: an authenticated source. Messages have its name as the attribute `source`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the source."""
+        ...
+
+    def may_send(self, event_type: str, /) -> bool:
+        """Return whether it may send events of this type."""
+        ...
+
+
 class Observer(Protocol):
     """Observes events, for example for telemetry. Its methods do not block and do not raise exceptions.
 
     `UNOBSERVED` is an observer that does nothing.
     """
 
-    def rejected(self, event_type: str, error: Exception) -> None:
+    def rejected(self, event_type: str, error: Exception, source: str) -> None:
         """Observe that an event could not be prepared: an `EventError`, or an unexpected exception.
 
-        `event_type` is empty if it is unknown.
+        `event_type` is empty if it is unknown; `source` is the caller's name, or empty.
         """
         ...
 
@@ -205,7 +218,7 @@ class Unobserved:
 
     attributes: Mapping[str, str] = {}
 
-    def rejected(self, event_type: str, error: Exception) -> None:
+    def rejected(self, event_type: str, error: Exception, source: str) -> None:
         """Do nothing."""
 
     def publishing(self, event: Prepared) -> "Unobserved":  # noqa: ARG002

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from pulsecart.errors import InvalidEvent, MessageTooLarge, PublishError
+from pulsecart.errors import EventTypeNotAllowed, InvalidEvent, MessageTooLarge, PublishError
 from pulsecart.events import codec
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
@@ -15,7 +15,7 @@ from pulsecart.ids import new_event_id
 from pulsecart.many import Outcome, failure_of, message_of, publish_many, receipt_of
 from pulsecart.message import MAX_MESSAGE_BYTES, Message, Prepared, Receipt
 from pulsecart.ordering import Ordering
-from pulsecart.ports import UNOBSERVED, Clock, IdFactory, Observer, Transport
+from pulsecart.ports import UNOBSERVED, Caller, Clock, IdFactory, Observer, Transport
 
 __all__ = ["Producer"]
 
@@ -92,14 +92,16 @@ class Producer:
         self,
         source: bytes | dict[str, Any] | Event,
         *,
+        caller: Caller | None = None,
         new_event_id: Callable[[Event], str] | None = None,
         attributes: Mapping[str, str] = _NONE,
     ) -> Prepared:
         """Validate, complete and encode an event: a JSON object in UTF-8, a decoded one, or an instance of its class.
 
         The same rules apply to all. The class of an instance need not be in the catalog. Nothing is published, and the
-        result keeps no reference to the source. `new_event_id` replaces the producer's own, and is given the event that
-        lacks an id; `attributes` are added to those of the message. Raises an `EventError` if the event is invalid.
+        result keeps no reference to the source. `caller` is who has sent the event, if that is known. `new_event_id`
+        replaces the producer's own, and is given the event that lacks an id. `attributes` are added to those of the
+        message. Raises an `EventError` if the event is invalid, or if the caller may not send its type.
         """
         event = None
         try:
@@ -108,10 +110,10 @@ class Producer:
             event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
             self._complete(event, new_event_id)
             data = codec.encode(event) if isinstance(source, codec.Document) else codec.encode_made(event)
-            return self._prepared(event, data, attributes)
+            return self._prepared(event, data, attributes, caller)
         except Exception as error:
             event_type = getattr(error, "event_type", "") if event is None else event.event_type
-            self._observer.rejected(event_type, error)
+            self._observer.rejected(event_type, error, "" if caller is None else caller.name)
             raise
 
     async def publish(self, event: Event | Prepared) -> Receipt:
@@ -126,7 +128,10 @@ class Producer:
             message_id = await self._transport.publish(message)
         except PublishError as error:
             publishing.failed(error)
-            raise failure_of(error, message)
+            failure = failure_of(error, message)
+            if failure is error:
+                raise
+            raise failure from error
         except BaseException as error:
             publishing.failed(error)
             raise
@@ -174,14 +179,22 @@ class Producer:
             event_id = self._new_event_id() if new_event_id is None else new_event_id(event)
             object.__setattr__(event, "event_id", event_id)
 
-    def _prepared(self, event: Event, data: bytes, attributes: Mapping[str, str]) -> Prepared:
+    def _prepared(
+        self, event: Event, data: bytes, more_attributes: Mapping[str, str], caller: Caller | None
+    ) -> Prepared:
         assert event.event_id is not None  # for the type checker: _complete() has set both
         assert event.timestamp is not None
+        attributes = {"event_type": event.event_type, "event_id": event.event_id, **more_attributes}
+        if caller is not None:
+            if not caller.may_send(event.event_type):
+                detail = f"The source of this request may not send {event.event_type!r} events."
+                raise EventTypeNotAllowed(detail, event_type=event.event_type, event_id=event.event_id)
+            attributes["source"] = caller.name
         ordering = self._ordering.get(event.topic)
         message = Message(
             topic=event.topic,
             data=data,
-            attributes={"event_type": event.event_type, "event_id": event.event_id, **attributes},
+            attributes=attributes,
             ordering_key=event.user_id if ordering is None else ordering(event.user_id),
         )
         size = message.size

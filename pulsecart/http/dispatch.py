@@ -12,6 +12,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pulsecart.http.auth import Guard
+
 _log = logging.getLogger("pulsecart.http")
 
 __all__ = ["Application", "RequestObservation", "RequestObserver", "path_of"]
@@ -45,18 +47,30 @@ class RequestObserver(Protocol):
 class Application(Starlette):
     """A Starlette application with a table of hot routes, by method and path. Middleware can be added as usual.
 
-    The endpoints in the table are ASGI applications that handle all of their own errors.
+    The endpoints in the table are ASGI applications that handle all of their own errors. A `guard` authenticates
+    requests for them and for `/dev`; see `pulsecart.http.auth`.
     """
 
-    def __init__(self, hot: Mapping[tuple[str, str], ASGIApp], observer: RequestObserver, **options: Any) -> None:
+    def __init__(
+        self,
+        hot: Mapping[tuple[str, str], ASGIApp],
+        observer: RequestObserver,
+        guard: Guard | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._hot = hot
+        self._guard = guard
         self._observer = observer
 
     def build_middleware_stack(self) -> ASGIApp:
         """Insert the dispatcher between added middleware and Starlette's own layers."""
         added, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = _Dispatcher(self._hot, super().build_middleware_stack(), self.router, self._observer)
+        hot, rest = self._hot, super().build_middleware_stack()
+        if self._guard is not None:
+            hot = {route: self._guard.protect(endpoint) for route, endpoint in hot.items()}
+            rest = self._guard.protect_routes(rest, self.router.routes, {path for _, path in hot})
+        app: ASGIApp = _Dispatcher(hot, rest, self.router, self._observer)
         self.user_middleware = added
         for middleware in reversed(added):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)

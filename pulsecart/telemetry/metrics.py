@@ -19,7 +19,17 @@ from opentelemetry.trace import Span, set_span_in_context
 from pulsecart.ports import Load, Loaded
 from pulsecart.telemetry.durations import BOUNDS, Durations
 
-__all__ = ["DURATIONS", "OTHER", "are_on", "event_ended", "request_ended", "send_ended", "tabulate", "watch"]
+__all__ = [
+    "DURATIONS",
+    "OTHER",
+    "are_on",
+    "batch_ended",
+    "event_ended",
+    "request_ended",
+    "send_ended",
+    "tabulate",
+    "watch",
+]
 
 OTHER = "_OTHER"
 """In place of an event type that the catalog does not have (OpenTelemetry's own word for it)."""
@@ -82,9 +92,10 @@ def tabulate() -> None:
     _record_request, _record_send = _request_durations.record, _send_durations.record
 
 
-_events: Counter[tuple[str, str, str]] = Counter()
+_events: Counter[tuple[str, str, str, str]] = Counter()
 _sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
 _requests: Counter[tuple[str, str]] = Counter()
+_batches: Counter[str] = Counter()
 
 
 def are_on() -> bool:
@@ -93,9 +104,19 @@ def are_on() -> bool:
     return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
 
 
-def event_ended(event_type: str, outcome: str, error: str = "") -> None:
-    """Count an event by its type, its outcome (`published`, `refused`, `failed`, `abandoned`) and the kind of error."""
-    _events[event_type, outcome, error] += 1
+MOST_SOURCES = 200
+"""How many names of sources are label values; others, of files that change often, are `_OTHER`."""
+
+_sources: set[str] = {""}
+
+
+def event_ended(event_type: str, outcome: str, error: str = "", source: str = "") -> None:
+    """Count an event by type, outcome (`published`, `refused`, `failed`, `abandoned`), kind of error and source."""
+    if source not in _sources:
+        if len(_sources) > MOST_SOURCES:
+            source = OTHER
+        _sources.add(source)
+    _events[event_type, outcome, error, source] += 1
 
 
 def request_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
@@ -114,6 +135,11 @@ def send_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
     _requests[topic, _size_class(count)] += 1
 
 
+def batch_ended(size: int) -> None:
+    """Count a batch of callers by the number of its events."""
+    _batches[_size_class(size)] += 1
+
+
 _loaded: WeakSet[Loaded] = WeakSet()
 
 
@@ -122,20 +148,21 @@ def watch(loaded: Loaded) -> None:
     _loaded.add(loaded)
 
 
-_SIZES = ((1, "1"), (10, "2-10"), (100, "11-100"))
+_SIZES = ((0, "0"), (1, "1"), (10, "2-10"), (100, "11-100"), (1000, "101-1000"), (10_000, "1001-10000"))
 
 
 def _size_class(count: int) -> str:
-    return next((name for most, name in _SIZES if count <= most), "101-1000")
+    return next((name for most, name in _SIZES if count <= most), "more")
 
 
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def _observe_events(_options: CallbackOptions) -> Iterator[Observation]:
-    for (event_type, outcome, error), count in dict(_events).items():
+    for (event_type, outcome, error, source), count in dict(_events).items():
         attributes = {"cloudevents.event_type": event_type, "pulsecart.outcome": outcome}
-        yield Observation(count, attributes | ({"error.type": error} if error else {}))
+        others = {"error.type": error, "pulsecart.source": source}
+        yield Observation(count, attributes | {name: value for name, value in others.items() if value})
 
 
 def _observe_sent(_options: CallbackOptions) -> Iterator[Observation]:
@@ -146,6 +173,11 @@ def _observe_sent(_options: CallbackOptions) -> Iterator[Observation]:
 def _observe_requests(_options: CallbackOptions) -> Iterator[Observation]:
     for (topic, size), count in dict(_requests).items():
         yield Observation(count, {"messaging.destination.name": topic, "pulsecart.batch.size": size})
+
+
+def _observe_batches(_options: CallbackOptions) -> Iterator[Observation]:
+    for size, count in dict(_batches).items():
+        yield Observation(count, {"pulsecart.batch.size": size})
 
 
 def _sum_of(read: Callable[[Load], float]) -> Callback:
@@ -162,6 +194,9 @@ _meter.create_observable_counter(
 )
 _meter.create_observable_counter(
     "pulsecart.requests", [_observe_requests], "{request}", "Requests to the broker, by how many messages they carried."
+)
+_meter.create_observable_counter(
+    "pulsecart.batches", [_observe_batches], "{batch}", "Batches of callers, by how many events they had."
 )
 _meter.create_observable_gauge(
     "pulsecart.messages.in_flight",

@@ -34,12 +34,15 @@ class Telemetry(Unobserved):
         """Observe an HTTP request: not before `start`."""
         return None
 
+    def batch(self, size: int) -> None:
+        """Observe a batch of callers that is about to be answered: not before `start`."""
+
     def start(self) -> None:
         """Begin to observe, if a TracerProvider or a MeterProvider has been set."""
         traces = tracing.Tracing(trace.get_tracer_provider(), self._callers) if tracing.is_on() else None
         if traces or metrics.are_on():
             active = _Active(traces, traces_keys=self._traces_keys)
-            for name in ("rejected", "publishing", "current", "waited", "sending", "watch", "request"):
+            for name in ("rejected", "publishing", "current", "waited", "sending", "watch", "request", "batch"):
                 setattr(self, name, getattr(active, name))  # a call goes there directly
 
 
@@ -50,14 +53,14 @@ class _Active:
         self._traces = traces
         self._traces_keys = traces_keys
 
-    def rejected(self, event_type: str, error: Exception) -> None:
-        _count(event_type or metrics.OTHER, error)
+    def rejected(self, event_type: str, error: Exception, source: str) -> None:
+        _count(event_type or metrics.OTHER, error, source)
 
     def publishing(self, event: Prepared) -> Publishing:
         if self._traces is None:
-            return _Publishing(event.event_type, INVALID_SPAN, None)
+            return _Publishing(event, INVALID_SPAN, None)
         key = event.message.ordering_key if self._traces_keys else ""
-        return _Publishing(event.event_type, *self._traces.start_create(event, key))
+        return _Publishing(event, *self._traces.start_create(event, key))
 
     def current(self) -> Span | None:
         return tracing.recorded_span()
@@ -73,13 +76,18 @@ class _Active:
     def watch(self, loaded: Loaded) -> None:
         metrics.watch(loaded)
 
+    def batch(self, size: int) -> None:
+        metrics.batch_ended(size)
+        trace.get_current_span().set_attribute("messaging.batch.message_count", size)
+
     def request(self, scope: Any, route: str, *, traced: bool) -> "_Request":
         return _Request(scope, route, self._traces if traced else None)
 
 
 class _Publishing:
-    def __init__(self, event_type: str, span: Span, context: Context | None) -> None:
-        self._event_type = event_type
+    def __init__(self, event: Prepared, span: Span, context: Context | None) -> None:
+        self._event_type = event.event_type
+        self._source = event.message.attributes.get("source", "")
         self._span = span
         self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
         self._token = None if context is None else contexts.attach(context)
@@ -90,12 +98,12 @@ class _Publishing:
             self._token = None
 
     def published(self, message_id: str) -> None:
-        metrics.event_ended(self._event_type, "published")
+        metrics.event_ended(self._event_type, "published", source=self._source)
         self._span.set_attribute("messaging.message.id", message_id)
         self._end()
 
     def failed(self, error: BaseException) -> None:
-        tracing.fail(self._span, _count(self._event_type, error))
+        tracing.fail(self._span, _count(self._event_type, error, self._source))
         self._end()
 
     def _end(self) -> None:
@@ -151,12 +159,12 @@ class _Request:
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 
 
-def _count(event_type: str, error: BaseException) -> str:
+def _count(event_type: str, error: BaseException, source: str) -> str:
     """Count an event that was not published, by whose fault it was, and return what went wrong, in one word of few."""
     error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
     if isinstance(error, (EventError, MessageRefused)):
         outcome = "refused"
     else:
         outcome = "failed" if isinstance(error, Exception) else "abandoned"
-    metrics.event_ended(event_type, outcome, error_type)
+    metrics.event_ended(event_type, outcome, error_type, source)
     return error_type
