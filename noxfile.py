@@ -54,7 +54,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(session, "-e", ".[otlp]", *group("test"), *group("types"), *group("bench"))
+    install(session, "-e", ".[oidc,otlp]", *group("test"), *group("types"), *group("bench"))
     session.run("mypy")
 
 
@@ -68,7 +68,7 @@ def imports(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Everything that needs no emulator, with every branch covered."""
-    install(session, "-e", ".[otlp]", *group("test"))
+    install(session, "-e", ".[oidc,otlp]", *group("test"))
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -79,7 +79,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=OLDEST, venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
-    session.install("-e", ".[otlp]", *group("test"), "--resolution", "lowest-direct")
+    session.install("-e", ".[oidc,otlp]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
     session.run("pytest", "-m", "not emulator", "-W", "default")
 
@@ -87,7 +87,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
     """The whole path, through a real broker, to Google's own subscriber."""
-    install(session, "-e", ".[otlp]", *group("test"))
+    install(session, "-e", ".[oidc,otlp]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
@@ -95,7 +95,7 @@ def emulator(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def faults(session: nox.Session) -> None:
     """Try to make a 202 a lie, for minutes; with `-- --long`, ten times as much."""
-    install(session, "-e", ".[otlp]", *group("test"))
+    install(session, "-e", ".[oidc,otlp]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
@@ -103,7 +103,7 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
-    install(session, ".[otlp]", *group("test"))
+    install(session, ".[oidc,otlp]", *group("test"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
     session.run("pytest", "examples/unit_tests")
@@ -141,7 +141,7 @@ def lock(session: nox.Session) -> None:
 @nox.session(python=NEWEST, default=False)
 def bench(session: nox.Session) -> None:
     """The benchmark: pulsecart compared with its peers and with the least that its work can cost. Needs Node."""
-    install(session, ".[otlp]", "uv", *group("test"), *group("bench"))
+    install(session, ".[oidc,otlp]", "uv", *group("test"), *group("bench"))
     with session.chdir("benchmarks/peers"):
         for peer in ("fastapi", "litestar", "fastpubsub"):
             venv = f".venv-{peer}"

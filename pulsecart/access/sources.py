@@ -14,7 +14,7 @@ import re
 import stat
 import time
 import tomllib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,13 @@ _log = logging.getLogger("pulsecart.access")
 class _Credit:
     """A token bucket: it gains `rate` a second, up to what it gains in one."""
 
-    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._clock = clock
         self._most = self._left = max(rate, 1.0)  # else a rate below one a second would never have enough for one
-        self._at = clock()
+        self._at = time.monotonic()
 
     def charge(self, count: int) -> float:
-        now = self._clock()
+        now = time.monotonic()
         self._left = min(self._most, self._left + (now - self._at) * self._rate)
         self._at = now
         if self._left < 1:
@@ -307,7 +306,7 @@ class _Reader:
         header = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*[\].=]", self._text, re.MULTILINE)
         at = header.start() if header else 0
         for word in others:
-            found = self._text.find(word, at)
-            at = found if found >= 0 else at
+            found = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])").search(self._text, at)
+            at = found.start() if found else at
         line = self._text.count("\n", 0, at) + 1
         self.problems.append(f"{self._path}, line {line}: {problem}")

@@ -152,7 +152,7 @@ class Guard:
 
 def is_dev(path: str) -> bool:
     """Return whether this is the path of a development route, without the prefix of a mount."""
-    return path == "/dev" or path.startswith("/dev/")
+    return path.startswith("/dev") and not path[4:5].isalnum()
 
 
 def _needs_source(route: BaseRoute, scope: Scope, hot: Collection[str]) -> bool:

@@ -80,7 +80,7 @@ class Application(Starlette):
 def path_of(scope: Scope) -> str:
     """Return the path of a request without the prefix that the application is mounted at."""
     path: str = scope["path"]
-    return path.removeprefix(scope["root_path"])
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _Dispatcher:
@@ -96,7 +96,7 @@ class _Dispatcher:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        path = path_of(scope) if scope.get("root_path") else scope["path"]
+        path = path_of(scope)
         endpoint = self._hot.get((scope["method"], path))
         observed = self._observer.request(scope, path if path in self._routes else "", traced=endpoint is not None)
         if observed is None:

@@ -24,6 +24,7 @@ _DEV_PROJECT = "pulsecart-dev"
 # The groups of `pulsecart serve --help`, which shows settings in the order in which they are defined.
 _WHAT = "What to serve"
 _WHERE = "Where events go"
+_ACCESS = "Who may send events"
 _LIMITS = "Limits"
 _BATCHING = "Ordering and batching"
 _TELEMETRY = "Telemetry and logs"
@@ -123,6 +124,61 @@ class Settings:
         "How long the broker may take to confirm an event, from the end of the request's body; then the answer is 503.",
         (0.1, 600.0),
         default=10.0,
+    )
+    auth: str = _setting(
+        "PULSECART_AUTH",
+        _ACCESS,
+        "[none|keys|oidc|keys,oidc]",
+        "How callers are authenticated: by keys, by tokens of identity providers (oidc), by either, or not at all.",
+        default=Factory(lambda self: "none" if self.environment == "dev" else "", takes_self=True),
+        parse=values.parse_auth,
+        validator=values.auth,
+        shown="none in development; elsewhere it must be set",
+    )
+    sources: str = _setting(
+        "PULSECART_SOURCES",
+        _ACCESS,
+        "FILE",
+        "A TOML file of the sources: their keys or subjects, event types and rates. Changes count within 5 seconds.",
+        default="",
+        shown="none",
+    )
+    oidc_issuers: tuple[str, ...] = _setting(
+        "PULSECART_OIDC_ISSUERS",
+        _ACCESS,
+        "URLS",
+        "The issuers whose tokens are accepted, separated by commas.",
+        default=(),
+        parse=values.names,
+        validator=values.issuers,
+        shown="none",
+    )
+    oidc_audience: str = _setting(
+        "PULSECART_OIDC_AUDIENCE",
+        _ACCESS,
+        "AUDIENCE",
+        "The audience that tokens must be for.",
+        default="",
+        shown="none",
+    )
+    oidc_jwks: str = _setting(
+        "PULSECART_OIDC_JWKS",
+        _ACCESS,
+        "FILE|URL",
+        "Where the signing keys of the only issuer are, if not where its discovery says.",
+        default="",
+        validator=values.jwks,
+        shown="none",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "PULSECART_CORS_ORIGINS",
+        _ACCESS,
+        "ORIGINS",
+        "Origins whose web pages may send events, separated by commas, or *; never opens /dev.",
+        default=(),
+        parse=values.names,
+        validator=values.origins,
+        shown="none",
     )
     max_body_bytes: int = _number(
         "PULSECART_MAX_BODY_BYTES",
@@ -299,6 +355,11 @@ class Settings:
             for topic, choice in self.ordering.items()
         }
 
+    @property
+    def uses_oidc(self) -> bool:
+        """Whether tokens of identity providers are accepted."""
+        return "oidc" in self.auth
+
     def may_use_dev(self, host: str) -> bool:
         """Return whether a host, by name or address, may use the `/dev` routes: loopback and `dev_hosts` may."""
         return is_loopback(host) or is_listed(host, self.dev_hosts)
@@ -332,6 +393,7 @@ class Settings:
                 "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
+        problems += self._contradictions_of_access()
         try:
             _ = self.limits
         except ValueError as error:
@@ -344,4 +406,37 @@ class Settings:
                     f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
                     "unset it, or set PULSECART_TRANSPORT=emulator"
                 )
+        return problems
+
+    def _contradictions_of_access(self) -> list[str]:
+        if not self.auth:
+            problem = (
+                f"PULSECART_AUTH is not set, but ENVIRONMENT is {self.environment}: set it to keys, oidc or keys,oidc, "
+                "or to none if all who can reach the port may send any event, as behind a mesh that authenticates"
+            )
+            return [problem]
+        needs = {
+            "PULSECART_SOURCES": (self.sources, self.auth != "none"),
+            "PULSECART_OIDC_ISSUERS": (self.oidc_issuers, self.uses_oidc),
+            "PULSECART_OIDC_AUDIENCE": (self.oidc_audience, self.uses_oidc),
+        }
+        problems = [
+            f"PULSECART_AUTH is {self.auth}, so {variable} must be set"
+            for variable, (value, needed) in needs.items()
+            if needed and not value
+        ]
+        optional = {"PULSECART_OIDC_JWKS": (self.oidc_jwks, self.uses_oidc)}
+        problems += [
+            f"{variable} is set, but PULSECART_AUTH is {self.auth}, so that it has no effect: unset it, or set "
+            f"PULSECART_AUTH={'keys' if variable == 'PULSECART_SOURCES' else 'oidc'}"
+            for variable, (value, needed) in (needs | optional).items()
+            if value and not needed
+        ]
+        if self.oidc_jwks and len(self.oidc_issuers) > 1:
+            problems.append(
+                f"PULSECART_OIDC_JWKS has the keys of one issuer, but PULSECART_OIDC_ISSUERS names "
+                f"{len(self.oidc_issuers)}: name one, or unset PULSECART_OIDC_JWKS"
+            )
+        if "*" in self.cors_origins and len(self.cors_origins) > 1:
+            problems.append("PULSECART_CORS_ORIGINS has * and other origins: * already allows all of them")
         return problems

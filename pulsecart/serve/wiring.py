@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -16,6 +17,7 @@ from pulsecart.events import Catalog, load_catalog
 from pulsecart.http.batch import BATCH, Arrays, Batch
 from pulsecart.http.body import Bodies
 from pulsecart.http.cloudevents import CLOUDEVENTS, CloudEvents
+from pulsecart.http.cors import Cors
 from pulsecart.http.dev import messages
 from pulsecart.http.dispatch import Application
 from pulsecart.http.drain import Drain
@@ -25,6 +27,7 @@ from pulsecart.http.ingest import INGEST, VALIDATE, Ingest, Validate
 from pulsecart.http.problems import EXCEPTION_HANDLERS
 from pulsecart.ports import Inspectable, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
+from pulsecart.serve.access import Access
 from pulsecart.serve.environment import load_settings
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import export, logs
@@ -42,7 +45,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     By default settings are read from the environment. A `transport` replaces the one in the settings; it
     is opened and closed with the application. Raises `SettingsError` or `DefinitionError`.
     """
-    settings, catalog = _load(settings)
+    settings, catalog, access = _load(settings)
     personal_data = settings.personal_data == "true"
     telemetry = Telemetry(traces_keys=personal_data, callers=settings.trace_callers)
     admin: TopicAdmin | None = None
@@ -60,7 +63,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with export.exporting(telemetry.start), transport:
+        async with export.exporting(telemetry.start), access.opened(), transport:
             try:
                 missing = await missing_topics()
                 if admin is not None:
@@ -86,7 +89,15 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     ]
     if settings.environment == "dev" and isinstance(transport, Inspectable):
         routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
-    app = Application(hot, telemetry, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    app = Application(
+        hot,
+        telemetry,
+        access.guard(event_log),
+        routes=routes,
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=[Middleware(Cors, settings.cors_origins)] if settings.cors_origins else [],
+        lifespan=lifespan,
+    )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
 
@@ -123,16 +134,17 @@ def _events(
     return {("POST", path): endpoint(path, answer, log) for path, answer in answers.items()}
 
 
-def _load(settings: Settings | None) -> tuple[Settings, Catalog]:
+def _load(settings: Settings | None) -> tuple[Settings, Catalog, Access]:
     try:
         settings = load_settings() if settings is None else settings
         catalog = load_catalog(settings.events)
         settings.require_topics(catalog.topics)
+        access = Access(settings, catalog)
     except SettingsError as error:
         # The servers that call this factory print a traceback, in which the problems are hard to find.
         _log.error("Invalid settings: %s", "; ".join(error.problems))
         raise
-    return settings, catalog
+    return settings, catalog, access
 
 
 def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, TopicAdmin | None]:

@@ -121,7 +121,8 @@ def test_pubsub_transport_with_credentials(tmp_path):
     (tmp_path / "key.json").write_text(service_account(new_key()))
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    options = ("--transport", "pubsub", "--environment", "prod", "--project", "shop", "--endpoint", endpoint)
+    options = ("--transport", "pubsub", "--environment", "prod", "--auth", "none", "--project", "shop")
+    options += ("--endpoint", endpoint)
     with serving(*options, cwd=tmp_path, GOOGLE_APPLICATION_CREDENTIALS=str(tmp_path / "key.json")) as served:
         assert f"publishes to Google Cloud Pub/Sub at {endpoint}, project shop" in served.output
         assert httpx.get(f"{served.url}/readyz").status_code == 503
@@ -207,6 +208,8 @@ async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
             "test",
             "--environment",
             "staging",
+            "--auth",
+            "none",
             "--publish-deadline",
             "60",
         )
@@ -260,6 +263,7 @@ def test_help_shows_every_setting_in_its_group(tmp_path, columns):
     assert [group.partition(":")[0] for group in groups[1:]] == [
         "What to serve",
         "Where events go",
+        "Who may send events",
         "Limits",
         "Ordering and batching",
         "Telemetry and logs",

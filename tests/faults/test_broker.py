@@ -84,7 +84,7 @@ async def test_topic_deleted_and_created_again(start, world, judged, scale):
     """While the topic is missing, events get retryable errors; when it exists again, they are published."""
     load = Load()
     # In development the service would create it, and publish to it before it has a subscription.
-    async with world("--transport", "emulator", "--environment", "staging") as w:
+    async with world("--transport", "emulator", "--environment", "staging", "--auth", "none") as w:
         callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
         await until(lambda: len(load.accepted) > 100)
         await asyncio.to_thread(w.subscriber.delete_topic, TOPIC)
@@ -167,6 +167,8 @@ async def test_token_endpoint_down(start, judged, tmp_path):
                 "pubsub",
                 "--environment",
                 "prod",
+                "--auth",
+                "none",
                 "--project",
                 "strict",
                 "--endpoint",

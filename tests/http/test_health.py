@@ -99,7 +99,7 @@ async def test_unreachable_broker_is_not_ready_unless_excluded(caplog):
     """/readyz is 503 while the broker cannot be reached, unless it is excluded; the service starts and is live."""
     async with strict_server([]) as server:
         host = server.host
-    settings = Settings(transport="emulator", emulator_host=host, environment="staging", project="test")
+    settings = Settings(transport="emulator", emulator_host=host, environment="staging", auth="none", project="test")
     async with served(settings=settings) as client:
         assert "not available yet" in caplog.text
         document = problem(await client.get("/readyz"), 503, "broker-unavailable")

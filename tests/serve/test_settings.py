@@ -45,6 +45,12 @@ def test_defaults():
         "trace_url": "",
         "ordering": {},
         "dev_hosts": (),
+        "auth": "none",
+        "sources": "",
+        "oidc_issuers": (),
+        "oidc_audience": "",
+        "oidc_jwks": "",
+        "cors_origins": (),
         "batching": {"pulsecart.user-actions": {"max_messages": 100, "max_bytes": 1_048_576, "max_latency": 0.05}},
     }
 
@@ -74,6 +80,12 @@ def test_every_setting_is_read_from_its_variable():
         PULSECART_TRACE_CALLERS="never",
         PULSECART_TRACE_URL="http://localhost:16686/trace/{trace_id}",
         PULSECART_DEV_HOSTS="pulsecart, 172.16.0.0/12,::1",
+        PULSECART_AUTH="oidc, keys",
+        PULSECART_SOURCES="sources.toml",
+        PULSECART_OIDC_ISSUERS="https://accounts.google.com",
+        PULSECART_OIDC_AUDIENCE="https://pulsecart.shop.example",
+        PULSECART_OIDC_JWKS="http://127.0.0.1:8080/keys",
+        PULSECART_CORS_ORIGINS="https://shop.example, http://localhost:3000",
     ) == Settings(
         transport="emulator",
         environment="staging",
@@ -96,6 +108,12 @@ def test_every_setting_is_read_from_its_variable():
         trace_callers="never",
         trace_url="http://localhost:16686/trace/{trace_id}",
         dev_hosts=("pulsecart", "172.16.0.0/12", "::1"),
+        auth="keys,oidc",
+        sources="sources.toml",
+        oidc_issuers=("https://accounts.google.com",),
+        oidc_audience="https://pulsecart.shop.example",
+        oidc_jwks="http://127.0.0.1:8080/keys",
+        cors_origins=("https://shop.example", "http://localhost:3000"),
         batching={
             "a": Batching(max_messages=10, max_bytes=1000, max_latency=0.02),
             "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
@@ -121,7 +139,12 @@ def test_emulator_is_implied_only_in_development(environment):
         f"PUBSUB_EMULATOR_HOST is set, but ENVIRONMENT is {environment} and PULSECART_TRANSPORT is not set: unset "
         "PUBSUB_EMULATOR_HOST, or set PULSECART_TRANSPORT=emulator if events are meant for an emulator"
     )
-    chosen = read(PUBSUB_EMULATOR_HOST="localhost:8085", ENVIRONMENT=environment, PULSECART_TRANSPORT="emulator")
+    chosen = read(
+        PUBSUB_EMULATOR_HOST="localhost:8085",
+        ENVIRONMENT=environment,
+        PULSECART_TRANSPORT="emulator",
+        PULSECART_AUTH="none",
+    )
     assert chosen.transport == "emulator"
 
 
@@ -305,7 +328,7 @@ def test_all_problems_are_reported_together():
     text = problems(
         PORT="x", PULSECART_ZZZ="1", PULSECART_TRANSPORT="memory", ENVIRONMENT="staging", PULSECART_WORKERS="3"
     )
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
 
 
 def test_settings_made_in_python_are_validated():
