@@ -21,7 +21,7 @@ from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, P
 from pulsecart.limits import Limits
 from pulsecart.message import MAX_MESSAGE_BYTES, Message
 from pulsecart.ports import UNOBSERVED, Observer, Sending
-from pulsecart.transports.keyed import Failure, KeyedQueues
+from pulsecart.transports.keyed import Failure, KeyedQueues, Request
 from pulsecart.transports.pubsub.tokens import Tokens
 
 __all__ = ["Publisher", "insecure_channel", "secure_channel"]
@@ -287,17 +287,15 @@ class _Sender:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
 
-    async def send(
-        self, topic: str, key: str, messages: Sequence[Message], observed: Sequence[Any], deadline: float
-    ) -> Sequence[str] | Failure:
+    async def send(self, request: Request) -> Sequence[str] | Failure:
         """Send a request, with retries until it is confirmed or rejected, or the deadline is reached.
 
         See `keyed.Send`.
         """
-        sending = self._observer.sending(topic, len(messages), observed, self._server)
+        sending = self._observer.sending(request.topic, len(request.messages), request.observed, self._server)
         error_type = "CancelledError"
         try:
-            sent = await self._send(topic, key, messages, sending, deadline)
+            sent = await self._send(request.topic, request.key, request.messages, sending, request.deadline)
             error_type = sent.error_type if isinstance(sent, Failure) else ""
         finally:
             sending.ended(error_type)
