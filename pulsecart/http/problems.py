@@ -31,7 +31,16 @@ from pulsecart.errors import (
     UnknownEventType,
 )
 
-__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "SHUTTING_DOWN", "Problem", "ProblemError", "problem_of"]
+__all__ = [
+    "DEFECT",
+    "EXCEPTION_HANDLERS",
+    "SHUTTING_DOWN",
+    "Problem",
+    "ProblemError",
+    "problem_of",
+    "too_large",
+    "unsupported",
+]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -80,6 +89,32 @@ class ProblemError(Exception):
         self.problem = problem
 
 
+def too_large(limit: int, what: str = "body") -> ProblemError:
+    """Return the error for a body of more than `limit` bytes."""
+    return ProblemError(
+        Problem(
+            status=413,
+            type="body-too-large",
+            title=f"The {what} is too large",
+            detail=f"The {what} exceeds the limit of {limit:,} bytes.",
+            more={"limit": limit},
+        )
+    )
+
+
+def unsupported(detail: str, headers: Mapping[str, str]) -> ProblemError:
+    """Return the error for a media type or coding. The headers name those that are supported."""
+    return ProblemError(
+        Problem(
+            status=415,
+            type="unsupported-media-type",
+            title="The media type or content coding is not supported",
+            detail=detail,
+            headers=headers,
+        )
+    )
+
+
 _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
     MalformedBody: (400, "malformed-body", "The body cannot be read"),
     MissingEventType: (400, "missing-event-type", "The event type is missing"),
@@ -97,10 +132,12 @@ _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
 }
 
 
-def problem_of(error: EventError | PublishError | ProblemError) -> Problem:
-    """Return the problem for an error."""
+def problem_of(error: Exception) -> Problem:
+    """Return the problem for an error. An exception that is not for callers is a defect."""
     if isinstance(error, ProblemError):
         return error.problem
+    if not isinstance(error, (EventError, PublishError)):
+        return DEFECT
     # Search its base classes too, since transports may raise their own subclasses.
     status, type_, title = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     more: dict[str, Any] = {}

@@ -242,11 +242,43 @@ class Settings:
         (1, MAX_MESSAGE_BYTES),
         default=1_048_576,
     )
+    max_batch_events: int = _number(
+        "PULSECART_MAX_BATCH_EVENTS",
+        _LIMITS,
+        "NUMBER",
+        "The most events in an array; streams of lines (NDJSON) may have any number.",
+        (1, 100_000),
+        default=10_000,
+    )
+    max_batch_bytes: int = _number(
+        "PULSECART_MAX_BATCH_BYTES",
+        _LIMITS,
+        "BYTES",
+        "The largest array of events; each event in it may have --max-body-bytes.",
+        (1, 100_000_000),
+        default=10_485_760,
+    )
+    max_streams: int = _number(
+        "PULSECART_MAX_STREAMS",
+        _LIMITS,
+        "NUMBER",
+        "The most streams of lines (NDJSON) at a time in one process; beyond that the answer is 503.",
+        (1, 1000),
+        default=8,
+    )
+    min_stream_rate: int = _number(
+        "PULSECART_MIN_STREAM_RATE",
+        _LIMITS,
+        "BYTES",
+        "How many bytes a second a stream must bring while pulsecart waits for it, or the answer is 408; 0 is any.",
+        (0, 1_000_000_000),
+        default=1000,
+    )
     body_timeout: float = _number(
         "PULSECART_BODY_TIMEOUT",
         _LIMITS,
         "SECONDS",
-        "How long a request body may take to arrive; then the answer is 408.",
+        "How long a request body may take to arrive, or a stream may pause; then the answer is 408.",
         (0.1, 600.0),
         default=10.0,
     )

@@ -2,24 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from pulsecart.errors import BrokerUnavailable, SettingsError
 from pulsecart.events import Catalog, load_catalog
+from pulsecart.http.batch import BATCH, Arrays, Batch
 from pulsecart.http.body import Bodies
+from pulsecart.http.cloudevents import CLOUDEVENTS, CloudEvents
 from pulsecart.http.cors import Cors
 from pulsecart.http.dev import messages
 from pulsecart.http.dispatch import Application
 from pulsecart.http.drain import Drain
+from pulsecart.http.endpoint import Request, endpoint
 from pulsecart.http.health import alive, ready
-from pulsecart.http.ingest import ROUTE, Ingest
+from pulsecart.http.ingest import INGEST, VALIDATE, Ingest, Validate
 from pulsecart.http.problems import EXCEPTION_HANDLERS
 from pulsecart.message import GRPC_LIMIT, REST_LIMIT
 from pulsecart.ports import UNOBSERVED, Inspectable, Observer, TopicAdmin, Transport
@@ -83,18 +88,9 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             event_log.flush()
         await asyncio.to_thread(logs.flush)
 
-    endpoint = Ingest(
-        producer,
-        event_log,
-        Bodies(
-            body_limit=settings.max_body_bytes,
-            limit=settings.max_bytes,
-            share=settings.connection_bytes,
-            seconds=settings.body_timeout,
-        ),
-    )
+    hot = _events(settings, transport, producer, event_log, telemetry)
     routes = [
-        Route(ROUTE, endpoint, methods=["POST"]),
+        *(Route(path, application, methods=[method]) for (method, path), application in hot.items()),
         Route("/health", alive),
         Route("/livez", alive),
         Route("/readyz", ready(missing_topics, drain)),
@@ -102,7 +98,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     if settings.environment == "dev" and isinstance(transport, Inspectable):
         routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
     app = Application(
-        {("POST", ROUTE): endpoint},
+        hot,
         telemetry,
         access.guard(event_log),
         routes=routes,
@@ -112,6 +108,38 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
+
+
+def _events(
+    settings: Settings, transport: Transport, producer: Producer, log: logs.EventLog, telemetry: Telemetry
+) -> dict[tuple[str, str], ASGIApp]:
+    """Return the routes that take events, by method and path."""
+    bodies = Bodies(
+        body_limit=settings.max_body_bytes,
+        limit=settings.max_bytes,
+        share=settings.connection_bytes,
+        seconds=settings.body_timeout,
+        max_streams=settings.max_streams,
+        min_rate=settings.min_stream_rate,
+    )
+    arrays = Arrays(
+        producer,
+        log,
+        bodies,
+        telemetry,
+        max_events=settings.max_batch_events,
+        max_bytes=settings.max_batch_bytes,
+    )
+    ingest = Ingest(producer, log, bodies)
+    # Events that are only validated are not observed.
+    validating = Producer(transport, catalog=producer.catalog, ordering=settings.orderings)
+    answers: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        INGEST: ingest,
+        BATCH: Batch(producer, log, bodies, telemetry, arrays),
+        CLOUDEVENTS: CloudEvents(producer, bodies, ingest, arrays),
+        VALIDATE: Validate(validating, bodies),
+    }
+    return {("POST", path): endpoint(path, answer, log) for path, answer in answers.items()}
 
 
 def _load(settings: Settings | None) -> tuple[Settings, Catalog, Access]:
