@@ -5,7 +5,6 @@ import pytest
 from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.strict_server import strict_server
 
 from pulsecart import (
     Aborted,
@@ -27,6 +26,7 @@ from pulsecart.events import OrderPlaced
 from pulsecart.many import WINDOW
 from pulsecart.message import PublishedMessage
 from pulsecart.ports import Unobserved
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from pulsecart.transports.keyed import Failure, KeyedQueues, Request
 
@@ -453,7 +453,7 @@ async def test_cancelled_while_waiting_for_room():
 async def test_many_events_reach_a_strict_broker_in_order():
     """Through the Pub/Sub transport, every event is confirmed, and those of each user are in order."""
     async with (
-        strict_server([TOPIC]) as server,
+        strict_pubsub([TOPIC]) as server,
         EmulatorTransport(project="test", host=server.host, limits=Limits(max_messages=50)) as transport,
     ):
         found = await outcomes(Producer(transport), [placed(number, f"user-{number % 7}") for number in range(500)])

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from tests.strict_server import strict_server
 
 from pulsecart import BrokerRefused, BrokerUnavailable, Limits, Message
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.http.client import JSON, POST, failing, problem, served
 from tests.http.test_ingest import json_values
@@ -236,7 +236,7 @@ class TestArrays:
         """An array with more events than may be in flight is published completely, in order per key."""
         limits = Limits(max_messages=20)
         async with (
-            strict_server([TOPIC]) as server,
+            strict_pubsub([TOPIC]) as server,
             served(EmulatorTransport(project="test", host=server.host, limits=limits)) as client,
         ):
             response = await post(client, [order(n, f"u{n % 5}") for n in range(300)])
