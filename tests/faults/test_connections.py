@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -67,7 +67,8 @@ async def test_connections_closed_as_a_request_arrives(strictly, judge_by_server
         def close_after_ten(request: PublishRequest) -> RawAnswer | None:
             if server.connections[request.connection] <= 10:
                 return None
-            server.open[request.connection].abort()
+            if connection := server.open.get(request.connection):  # with gRPC, others may be in flight on it
+                connection.abort()
             return RawAnswer()
 
         server.script = Always([close_after_ten])
@@ -130,8 +131,7 @@ async def test_look_ups_fail(start, strictly, judge_by_server, scale):
             server.look_up = reply
             publishing = start(crowd(served.url, load, [f"{user}-{number}" for user in USERS], 20 * scale, pause=0.05))
             while not publishing.done():
-                with suppress(httpx.ReadTimeout):
-                    await client.get("/readyz", timeout=1)
+                await client.get("/readyz")
         # A probe is sent after some seconds without messages.
         server.look_up = "RESOURCE_EXHAUSTED"
         sent = server.connections.total()
