@@ -38,9 +38,14 @@ def key_file(monkeypatch, tmp_path):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
 
 
+@pytest.fixture(params=["rest", "grpc"])
+def wire(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-async def transport(server, key_file) -> AsyncIterator[PubSubTransport]:
-    async with PubSubTransport(project="test", endpoint=server.host, roots=server.roots) as opened:
+async def transport(server, key_file, wire) -> AsyncIterator[PubSubTransport]:
+    async with PubSubTransport(project="test", endpoint=server.host, roots=server.roots, wire=wire) as opened:
         yield opened
 
 
@@ -73,8 +78,9 @@ async def test_service_account_signs_its_own_token(server, transport):
     assert json.loads(decoded(claims))["scope"] == "https://www.googleapis.com/auth/pubsub"
 
 
+@pytest.mark.parametrize("wire", ["grpc"])
 async def test_request_has_routing_and_user_agent_headers(server, transport):
-    """The routing header names the topic, and the user agent names pulsecart."""
+    """By gRPC, the routing header names the topic, and the user agent names pulsecart."""
     await transport.publish(message(1))
     metadata = server.metadata[0]
     assert metadata["x-goog-request-params"] == "topic=projects%2Ftest%2Ftopics%2Fcontract-a"
@@ -82,6 +88,7 @@ async def test_request_has_routing_and_user_agent_headers(server, transport):
     assert "x-goog-user-project" not in metadata
 
 
+@pytest.mark.parametrize("wire", ["grpc"])
 async def test_keys_are_spread_over_channels(server, transport):
     """Several connections are used, and an ordering key always uses the same one."""
     for _ in range(2):

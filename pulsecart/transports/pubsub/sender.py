@@ -4,12 +4,10 @@ import asyncio
 import random
 from collections.abc import Sequence
 from math import ceil
-from typing import Any
 
 from pulsecart.errors import BrokerRefused, BrokerUnavailable, MessageRefused, PublishError
-from pulsecart.message import Message
 from pulsecart.ports import Observer, Sending
-from pulsecart.transports.keyed import Failure
+from pulsecart.transports.keyed import Failure, Request
 from pulsecart.transports.pubsub.admin import Admin
 from pulsecart.transports.pubsub.attempts import Attempts
 from pulsecart.transports.pubsub.wire import Wire, WireError
@@ -56,22 +54,19 @@ class Sender:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
 
-    async def send(
-        self, topic: str, key: str, messages: Sequence[Message], observed: Sequence[Any], deadline: float
-    ) -> Sequence[str] | Failure:
+    async def send(self, request: Request) -> Sequence[str] | Failure:
         """Send a request; see `keyed.Send`."""
-        sending = self._observer.sending(topic, len(messages), observed, self._server)
+        sending = self._observer.sending(request.topic, len(request.messages), request.observed, self._server)
         error_type = "CancelledError"
         try:
-            sent = await self._send(topic, key, messages, sending, deadline)
+            sent = await self._send(request, sending)
             error_type = sent.error_type if isinstance(sent, Failure) else ""
         finally:
             sending.ended(error_type)
         return sent
 
-    async def _send(
-        self, topic: str, key: str, messages: Sequence[Message], sending: Sending, deadline: float
-    ) -> Sequence[str] | Failure:
+    async def _send(self, request: Request, sending: Sending) -> Sequence[str] | Failure:
+        topic, key, messages, deadline = request.topic, request.key, request.messages, request.deadline
         path = self._admin.path(topic)
         publish = self._wire.publish
         backoff = FIRST_BACKOFF
@@ -92,7 +87,7 @@ class Sender:
                 missing = self._creates_topics and error.status == "NOT_FOUND"
                 if not missing and error.status not in _TEMPORARY:
                     return failure
-                if error.retry_after > deadline - self._loop.time():
+                if error.retry_after and self._loop.time() + error.retry_after >= deadline:
                     return failure
                 wait = max(wait, error.retry_after)
             sending.attempt_failed(failure.error_type)

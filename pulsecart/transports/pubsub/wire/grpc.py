@@ -106,7 +106,7 @@ class GrpcWire:
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._channels = [_Channel(dial) for _ in range(CHANNELS)]
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     async def publish(
         self, topic: str, key: str, messages: Sequence[Message], deadline: float, metadata: Metadata
@@ -160,8 +160,8 @@ class GrpcWire:
                 self._channels[index] = _Channel(self._dial)
                 # Requests that are in flight on it end within their timeout.
                 closing = asyncio.create_task(channel.channel.close(self._timeout))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._closing[closing] = channel.channel
+                closing.add_done_callback(self._closing.pop)
 
     def load(self) -> Load:
         """Return how the connections are used: there is one for each channel, for any number of requests."""
@@ -169,11 +169,12 @@ class GrpcWire:
 
     async def aclose(self) -> None:
         """Close all channels."""
+        channels = [*self._closing.values(), *(channel.channel for channel in self._channels)]
         for closing in self._closing:
             closing.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
-        for channel in self._channels:
-            await channel.channel.close()
+        for channel in channels:
+            await channel.close()
 
 
 def _request(topic: str, key: str, messages: Sequence[Message]) -> bytes:

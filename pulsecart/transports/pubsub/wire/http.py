@@ -23,8 +23,8 @@ IDLE_SECONDS = 60.0
 MAX_CONNECTING = 8
 """Maximum number of connections that are being established: TLS handshakes take CPU time from everything else."""
 
-MAX_ANSWER_BYTES = 1_048_576
-"""Maximum bytes of an answer, with its head."""
+MAX_HEAD_BYTES, MAX_ANSWER_BYTES = 65_536, 1_048_576
+"""Maximum bytes of an answer's head, and of all of it."""
 
 CLOSE_SECONDS = 1.0
 """Maximum seconds to wait until connections are closed."""
@@ -121,8 +121,8 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(ResponseFailed(f"it is not HTTP ({error}): {data[:200]!r}"))
         else:
-            if self._received > MAX_ANSWER_BYTES:
-                self._fail(ResponseFailed(f"it exceeds {MAX_ANSWER_BYTES:,} bytes"))
+            if self._received > (MAX_ANSWER_BYTES if self._head_complete else MAX_HEAD_BYTES):
+                self._fail(ResponseFailed(f"it has more than {self._received:,} bytes"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._pool.remove(self)
@@ -211,15 +211,15 @@ class Pool:
         waiter: asyncio.Future[_Connection] = self._loop.create_future()
         waiters.append(waiter)
         self._grow()
-        timer = self._loop.call_at(deadline, _fail, waiter, "no connection became free in time")
         try:
-            return await waiter
-        except BaseException:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except (TimeoutError, asyncio.CancelledError) as error:
             if waiter.done() and not waiter.cancelled() and not waiter.exception():
-                self.release(waiter.result())
+                self.release(waiter.result())  # it was given in the same moment
+            if isinstance(error, TimeoutError):
+                raise ConnectFailed("no connection became free in time") from None
             raise
-        finally:
-            timer.cancel()
 
     def _grow(self) -> None:
         """Open as many connections as requests wait for, within the limits."""
@@ -241,7 +241,8 @@ class Pool:
             self.release(connection, new=True)
         except Exception as error:  # noqa: BLE001 (whatever it is, the request that waits gets it)
             if waiter := self._next_waiter(new=True):
-                _fail(waiter, f"cannot connect to {self.endpoint.authority}: {str(error) or type(error).__name__}")
+                reason = str(error) or type(error).__name__
+                waiter.set_exception(ConnectFailed(f"cannot connect to {self.endpoint.authority}: {reason}"))
 
     def _connected(self, task: "asyncio.Task[None]") -> None:
         self._connecting.discard(task)
@@ -304,7 +305,7 @@ class Pool:
         if self._closing_idle is not None:
             self._closing_idle.cancel()
         while waiter := self._next_waiter(new=True):
-            _fail(waiter, "the transport is closed")
+            waiter.set_exception(ConnectFailed("the transport is closed"))
         self._all_closed.clear()
         for connection in list(self._open):
             connection.transport.abort()
@@ -314,8 +315,3 @@ class Pool:
         if self._open:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._all_closed.wait(), CLOSE_SECONDS)
-
-
-def _fail(waiter: "asyncio.Future[_Connection]", reason: str) -> None:
-    if not waiter.done():
-        waiter.set_exception(ConnectFailed(reason))
