@@ -23,15 +23,27 @@ def installed(pattern: str, package: str) -> Path:
     return found
 
 
-def shifted_clock(file: Path) -> dict[str, str]:
-    """Return the variables that shift a process's wall clock, and not its monotonic clock, as `file` says: "+2h"."""
+def shifted_clock(folder: Path) -> dict[str, str]:
+    """Return the variables that shift a Python's wall clock, and not its monotonic clock, as `shift_clock` says."""
     library = installed("lib/*/faketime/libfaketimeMT.so.1", "libfaketime")
+    # libfaketime breaks clock_nanosleep(), which time.sleep() uses.
+    (folder / "sitecustomize.py").write_text(
+        "import select, time; time.sleep = lambda seconds: select.select([], [], [], seconds)"
+    )
+    shift_clock(folder, "+0")
     return {
+        "PYTHONPATH": str(folder),
         "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
+
+
+def shift_clock(folder: Path, shift: str) -> None:
+    """Shift the clock, by "+2h" for example, within a second."""
+    (folder / "new").write_text(f"{shift}\n")
+    (folder / "new").rename(folder / "clock")
 
 
 def own_hosts(file: Path) -> dict[str, str]:
