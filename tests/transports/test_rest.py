@@ -578,6 +578,17 @@ async def test_slow_handshake_succeeds(secure_server):
         assert await transport.publish(message(1))
 
 
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+async def test_handshake_slower_than_an_attempt_succeeds(secure_server, wire):
+    """Attempts that time out do not end a handshake that takes longer: a later attempt uses its connection."""
+    secure_server.handshake_delay = 0.8
+    async with pubsub(secure_server, wire=wire, limits=Limits(deadline=1)) as transport, asyncio.timeout(10):
+        published = ""
+        while not published:
+            with suppress(BrokerUnavailable):
+                published = await transport.publish(message(1))
+
+
 async def test_address_of_a_name_is_looked_up_for_each_connection(server, monkeypatch):
     """When a host name gets another address, new connections go there."""
     loop = asyncio.get_running_loop()

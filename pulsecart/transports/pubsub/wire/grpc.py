@@ -13,7 +13,7 @@ try:
     import grpc.aio
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
     from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
-    from grpc import StatusCode
+    from grpc import ChannelConnectivity, StatusCode
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the gRPC wire needs {error.name}: pip install 'pulsecart[grpc]'", name=error.name
@@ -153,10 +153,12 @@ class GrpcWire:
     def _replace_suspects(self, suspects: Sequence[_Channel], since: float) -> None:
         """Replace channels on which nothing has been answered since then: the network may have silenced them.
 
-        gRPC would wait for a silent connection until the operating system gives it up.
+        gRPC would wait for a silent connection until the operating system gives it up. A channel that is connecting is
+        left alone: its handshake may take longer than an attempt.
         """
         for index, channel in enumerate(self._channels):
-            if channel in suspects and channel.alive_at < since:
+            connecting = channel.channel.get_state() is ChannelConnectivity.CONNECTING
+            if channel in suspects and channel.alive_at < since and not connecting:
                 self._channels[index] = _Channel(self._dial)
                 # Requests that are in flight on it end within their timeout.
                 closing = asyncio.create_task(channel.channel.close(self._timeout))
