@@ -10,8 +10,9 @@ import attrs
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
 from pulsecart.events.base import Event, declared, describe, id_of
+from pulsecart.events.codec import decode
 from pulsecart.events.faults import MAX_FAULTS, below, shortened
-from pulsecart.events.structure import faults, prepare, structure
+from pulsecart.events.structure import faults, known, prepare, structure
 from pulsecart.events.write import prepare_writing
 from pulsecart.suggest import closest, nearest
 
@@ -79,6 +80,22 @@ class Catalog:
         hint = nearest(event_type, self._classes) or f"; {known}"
         wrong = Fault("/event_type", "unknown", f"{shortened(event_type)!r} is not in the catalog{hint}")
         raise UnknownEventType(f"The event_type is not in the catalog{hint}", [wrong, *common], event_id=event_id)
+
+    def read(self, data: bytes, tolerant: bool = False) -> Event:  # noqa: FBT001, FBT002 (read(data, tolerant=True))
+        """Make an event of the data of a message: what a consumer receives becomes the event that was published.
+
+        Numbers keep their exact value. A class with converters must accept what they return; what a class computes
+        (`init=False`) is computed again. If `tolerant`, fields that the class does not have are ignored in every object
+        that has a class, so that producers may add optional fields before consumers know them.
+
+        Raises `MalformedBody`, `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
+        """
+        document = decode(data)
+        event_type = document.get("event_type")
+        if type(event_type) is str and event_type in self._classes:
+            del document["event_type"]
+            document = known(document, self._classes[event_type], tolerant=tolerant) | {"event_type": event_type}
+        return self.structure(document)
 
     def _misspelt(self, fields: dict[str, Any]) -> list[Fault]:
         """Return what is wrong with fields of which one seems to be a misspelt `event_type`, if there is one."""
