@@ -24,7 +24,6 @@ def command(**options: str | None) -> None:
     """
     import structlog
 
-    from pulsecart.events import load_catalog
     from pulsecart.serve.server import run
     from pulsecart.telemetry import logs
     from pulsecart.transports.pubsub import require_credentials
@@ -38,7 +37,7 @@ def command(**options: str | None) -> None:
     sys.path.insert(0, str(Path.cwd()))  # for modules of PULSECART_EVENTS, as with python -m
     try:
         settings = load_settings()
-        settings.require_topics(load_catalog(settings.events).topics)
+        settings.require_topics(settings.catalog.topics)
         if settings.transport == "pubsub":
             require_credentials()  # here, since a worker process that fails at startup is restarted again and again
     except SettingsError as error:

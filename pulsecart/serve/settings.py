@@ -6,6 +6,7 @@ from typing import Any, Literal
 from attrs import Factory, evolve, field, frozen
 
 from pulsecart.errors import SettingsError
+from pulsecart.events import Catalog, load_catalog
 from pulsecart.events.commerce import USER_ACTIONS
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import MAX_MESSAGE_BYTES
@@ -75,6 +76,21 @@ class Settings:
         default=(),
         parse=values.names,
         shown="none",
+    )
+    commerce_events: str = _choice(
+        "PULSECART_COMMERCE_EVENTS",
+        _WHAT,
+        ("true", "false"),
+        "Whether the built-in event types are served: true or false.",
+        default="true",
+    )
+    docs: str = _choice(
+        "PULSECART_DOCS",
+        _WHAT,
+        ("true", "false"),
+        "Whether /schemas, /openapi.json and /asyncapi.json are served: true or false.",
+        default=Factory(lambda self: "true" if self.environment == "dev" else "false", takes_self=True),
+        shown="true in development, else false",
     )
     drain_delay: float = _number(
         "PULSECART_DRAIN_DELAY",
@@ -266,6 +282,11 @@ class Settings:
             topic: fixed.get(choice) or in_shards(int(choice.removeprefix("shards:")))
             for topic, choice in self.ordering.items()
         }
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of the event types that are served. Raises `DefinitionError`."""
+        return load_catalog(self.events, commerce=self.commerce_events == "true")
 
     def may_use_dev(self, host: str) -> bool:
         """Return whether a host, by name or address, may use the `/dev` routes: loopback and `dev_hosts` may."""

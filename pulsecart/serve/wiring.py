@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from pulsecart.errors import BrokerUnavailable, SettingsError
-from pulsecart.events import Catalog, load_catalog
+from pulsecart.events import Catalog
+from pulsecart.http import docs
 from pulsecart.http.body import Bodies
 from pulsecart.http.dev import messages
 from pulsecart.http.dispatch import Application
@@ -90,6 +91,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     ]
     if settings.environment == "dev" and isinstance(transport, Inspectable):
         routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
+    routes += _documents(settings, catalog, routes)
     app = Application(
         {("POST", ROUTE): endpoint}, telemetry, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
     )
@@ -97,10 +99,18 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     return app
 
 
+def _documents(settings: Settings, catalog: Catalog, routes: list[Route]) -> list[Route]:
+    """Return the routes of the documents that describe these routes and the catalog, if they are on."""
+    if settings.docs == "false":
+        return []
+    authenticated = getattr(settings, "auth", "none") != "none"
+    return docs.routes(catalog, [route.path for route in routes], authenticated=authenticated)
+
+
 def _load(settings: Settings | None) -> tuple[Settings, Catalog]:
     try:
         settings = load_settings() if settings is None else settings
-        catalog = load_catalog(settings.events)
+        catalog = settings.catalog
         settings.require_topics(catalog.topics)
     except SettingsError as error:
         # The servers that call this factory print a traceback, in which the problems are hard to find.

@@ -34,6 +34,8 @@ def test_defaults():
         "publish_deadline": 10.0,
         "max_body_bytes": 1_048_576,
         "body_timeout": 10.0,
+        "commerce_events": "true",
+        "docs": "true",
         "drain_delay": 0.0,
         "max_messages": 10_000,
         "max_bytes": 100_000_000,
