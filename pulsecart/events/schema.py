@@ -241,7 +241,9 @@ def _restrict_as_attrs(schema: Schema, validator: Any) -> list[str]:
             _bound(schema, f"min{_LENGTHS[kind]}", length)
         case {"max_length": length} if kind in _LENGTHS:
             _bound(schema, f"max{_LENGTHS[kind]}", length)
-        case {"pattern": re.Pattern() as pattern, "match_func": match_func} if _is_portable(pattern):
+        case {"pattern": re.Pattern() as pattern, "match_func": match_func} if kind == "string" and _is_portable(
+            pattern
+        ):
             anchored = {"fullmatch": "^(?:{})$", "match": "^(?:{})"}.get(match_func.__name__, "{}")
             _bound(schema, "allOf", [*schema.get("allOf", ()), {"pattern": anchored.format(pattern.pattern)}])
         case {"options": tuple() | list() | set() | frozenset() | EnumType() as options} if "format" not in some:
@@ -288,8 +290,8 @@ _SAMPLES: dict[Any, Any] = {
 
 def _example(cls: Any) -> dict[str, Any] | None:
     examples = _Examples()
-    document = {"event_type": cls.event_type, **examples.of_event(cls)}
     try:
+        document = {"event_type": cls.event_type, **examples.of_event(cls)}
         fields = decode(_encoder.encode(document))
         del fields["event_type"]
         found = faults(fields, cls)
@@ -342,7 +344,8 @@ class _Examples:
             case "object":
                 return self._of_object(inner, pointer, within)
             case "tagged":
-                tag, cls = next(iter(inner.classes.items()))
+                # A class that it is within would not end.
+                tag, cls = min(inner.classes.items(), key=lambda item: item[1] in within)
                 return {**self._of_object(cls, pointer, within), inner.tag: tag}
             case "list" | "tuple":
                 endless = read_type(inner)[1] in within

@@ -63,7 +63,8 @@ class _Values:
         if "format" in part:
             return _FORMATS[part["format"]]
         if "allOf" in part:
-            return st.from_regex(re.compile(part["allOf"][0]["pattern"], re.ASCII))
+            pattern = part["allOf"][0]["pattern"]
+            return st.from_regex(re.compile(pattern, re.ASCII), fullmatch=pattern.endswith("$"))
         return st.text(min_size=part.get("minLength", 0), max_size=min(part.get("maxLength", 9), 400))
 
     def _integer(self, part: dict[str, Any]) -> st.SearchStrategy[Any]:
