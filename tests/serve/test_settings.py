@@ -60,6 +60,8 @@ def test_every_setting_is_read_from_its_variable():
         PORT="80",
         PULSECART_WORKERS="2",
         PULSECART_EVENTS="a.b, c ,",
+        PULSECART_COMMERCE_EVENTS="false",
+        PULSECART_DOCS="true",
         GCP_PROJECT_ID="shop",
         PUBSUB_EMULATOR_HOST="localhost:8085",
         PULSECART_ENDPOINT="us-central1-pubsub.googleapis.com:443",
@@ -83,6 +85,8 @@ def test_every_setting_is_read_from_its_variable():
         port=80,
         workers=2,
         events=("a.b", "c"),
+        commerce_events="false",
+        docs="true",
         project="shop",
         emulator_host="localhost:8085",
         endpoint="us-central1-pubsub.googleapis.com:443",
@@ -103,6 +107,12 @@ def test_every_setting_is_read_from_its_variable():
             "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
         },
     )
+
+
+@pytest.mark.parametrize(("environment", "docs"), [("dev", "true"), ("staging", "false"), ("prod", "false")])
+def test_documents_are_on_in_development(environment, docs):
+    """The documents are on by default in development only."""
+    assert read(ENVIRONMENT=environment, PULSECART_TRANSPORT="pubsub", GCP_PROJECT_ID="shop").docs == docs
 
 
 def test_empty_variable_counts_as_not_set():

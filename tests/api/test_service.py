@@ -1,0 +1,37 @@
+"""The service against its own OpenAPI document: generated requests, and answers that must be those described."""
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+from tests.serving import Served, serving
+
+EXAMPLES = 100
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving("--transport", "memory", cwd=tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def test_answers_are_those_described(served):
+    """Right requests are accepted, wrong ones refused, and every answer has a status and a body that is described."""
+    described = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    labels = []
+    for result in described.get_all_operations():
+        operation = result.ok()
+        labels.append(operation.label)
+        # Without a body, nearly every request is right.
+        modes = list(schemathesis.GenerationMode) if operation.body else [schemathesis.GenerationMode.POSITIVE]
+        for mode in modes:
+
+            @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @given(operation.as_strategy(generation_mode=mode))
+            def answers(case):
+                case.call_and_validate()
+
+            answers()
+    assert "POST /events/ingest" in labels
