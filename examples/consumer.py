@@ -14,7 +14,7 @@ import uuid
 from collections import defaultdict
 from decimal import Decimal
 
-from google.cloud import pubsub_v1
+from google.cloud import pubsub_v1  # type: ignore[import-untyped]
 from opentelemetry import trace
 from opentelemetry.propagate import extract
 from opentelemetry.sdk.trace import TracerProvider

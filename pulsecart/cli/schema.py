@@ -140,9 +140,9 @@ def _catalog() -> Catalog:
 def _openapi(catalog: Catalog) -> Any:
     from starlette.routing import Route
 
-    from pulsecart.app import create_app
     from pulsecart.http.docs import openapi
     from pulsecart.serve.settings import Settings
+    from pulsecart.serve.wiring import create_app
 
     routes = create_app(Settings(transport="memory")).routes
     paths = [route.path for route in routes if isinstance(route, Route)]

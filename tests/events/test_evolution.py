@@ -13,7 +13,7 @@ from attrs import field, frozen, validators
 from hypothesis import HealthCheck, given, settings
 
 from pulsecart import Catalog, Event, Producer, event
-from pulsecart.events import max_bytes, non_empty
+from pulsecart.events import described, max_bytes, non_empty
 from pulsecart.events.evolution import CONSUMERS, PRODUCERS, STRICT_CONSUMERS, compare
 from pulsecart.events.schema import body_schema, json_text
 from pulsecart.transports import MemoryTransport
@@ -36,12 +36,6 @@ def made(topic: str = "test-topic", **fields: Any) -> type[Event]:
 def schemas(*classes: type[Event]) -> dict[str, Any]:
     """Return schemas as a folder of an export holds them."""
     return {cls.event_type: json.loads(json_text(body_schema(cls)), parse_float=Decimal) for cls in classes}
-
-
-def changes(before: type[Event], now: type[Event]) -> dict[str, tuple[str, set[str]]]:
-    found = compare(schemas(before), schemas(now))
-    assert len({change.pointer for change in found}) == len(found)
-    return {change.pointer.removeprefix("/payload"): (change.reason, set(change.breaks)) for change in found}
 
 
 @frozen(kw_only=True)
@@ -126,6 +120,7 @@ ALL = {PRODUCERS, CONSUMERS}
             {"/a": ("allows true", {CONSUMERS}), "/a ": ("no longer allows 1", {PRODUCERS})},
         ),
         ({"a": Literal[1, 5]}, {"a": field(type=int, validator=validators.le(3))}, None),
+        ({"a": Literal[True]}, {"a": bool}, {"/a": ("was one of true, is boolean", {CONSUMERS})}),
         ({"a": list[int]}, {"a": tuple[int, ...]}, {}),
         ({"a": list[int]}, {"a": list[str]}, {"/a/*": ("was integer, is string", ALL)}),
         ({"a": dict[str, int]}, {"a": dict[str, Decimal]}, {"/a/*": ("was integer, is number", {CONSUMERS})}),
@@ -200,6 +195,21 @@ def test_change_of_the_event_types():
     (moved,) = compare(schemas(made(a=str)), schemas(made(a=str, topic="new-topic")))
     assert (moved.pointer, moved.reason) == ("", "moves from the topic test-topic to new-topic")
     assert moved.breaks == {CONSUMERS}
+
+
+def test_documentation_of_a_payload_is_no_change():
+    """Members of an untyped payload that are documented, or no longer, restrict nothing."""
+
+    def declared(**payload: Any) -> type[Event]:
+        @event("test.open", topic="test-topic", payload=payload)
+        @frozen(kw_only=True)
+        class Open(Event):
+            pass
+
+        return Open
+
+    plain, shown = declared(), declared(total=described("What the user pays.", example=5))
+    assert compare(schemas(plain), schemas(shown)) == compare(schemas(shown), schemas(plain)) == []
 
 
 TYPES: list[Any] = [

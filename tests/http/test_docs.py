@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 import httpx
 import pytest
-from attrs import frozen
+from attrs import field, frozen, validators
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.applications import Starlette
@@ -217,6 +217,24 @@ async def test_asyncapi_describes_topics_and_messages(client):
     schema = document["components"]["schemas"]["OrderPlaced"]
     assert set(schema["required"]) == {"event_type", "event_id", "timestamp", "user_id", "payload", "order_id"}
     assert "additionalProperties" not in schema
+
+
+def test_asyncapi_describes_what_a_class_makes():
+    """A computed field is published too; what a converter returns can be anything; a class may have no example."""
+
+    @event("test.made", topic="test-topic")
+    @frozen(kw_only=True)
+    class Made(Event):
+        code: str = field(validator=validators.matches_re("[0-9]+"))
+        length: int = field(init=False, default=3)
+        tags: list[str] = field(factory=list, converter=sorted)
+
+    document = asyncapi(Catalog([Made]))
+    schema = document["components"]["schemas"]["Made"]
+    assert {"code", "length", "tags"} <= set(schema["required"])
+    assert schema["properties"]["length"]["type"] == "integer"
+    assert schema["properties"]["tags"] == {}
+    assert "examples" not in document["components"]["messages"]["test.made"]
 
 
 async def test_published_messages_meet_the_asyncapi_document(client):
