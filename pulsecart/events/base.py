@@ -108,6 +108,8 @@ def describe(value: Any) -> str:
         return "an object"
     if isinstance(value, (list, tuple, JsonArray)):
         return "an array"
+    if isinstance(value, float):
+        return "a float, which may have lost digits; read JSON with Catalog.read, or with parse_float=Decimal"
     return "a number"
 
 

@@ -1,5 +1,6 @@
 """`Catalog.read`: the data of a message becomes the event that was published."""
 
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Literal
@@ -99,6 +100,18 @@ def test_typed_event_is_read_as_it_was_published():
     assert found.payload == payload
     assert str(found.payload.lines[0].price) == "89.90"
     assert published(found) == data
+
+
+def test_float_where_digits_count_is_explained():
+    """JSON that was decoded to floats is refused with a hint, since digits may be lost already."""
+    with pytest.raises(InvalidEvent) as caught:
+        CATALOG.structure(json.loads(bought()))
+    wrong = [fault for fault in caught.value.faults if fault.code == "wrong-type"]
+    assert [fault.pointer for fault in wrong] == ["/payload/lines/0/price", "/payload/by_name/a/price"]
+    assert wrong[0].message == (
+        "expected a number, got a float, which may have lost digits; read JSON with Catalog.read, or with "
+        "parse_float=Decimal"
+    )
 
 
 PLACES = {
