@@ -1,7 +1,7 @@
 """The checks. `nox` runs all of them, `nox -s tests-3.13` one session.
 
 Sessions install the versions in requirements/lock.txt, except `lowest`; `nox -s lock` updates that file. A session is
-skipped if its Python or its emulator is missing; if CI is set it fails.
+skipped if its Python, its emulator or another program that it needs is missing; if CI is set it fails.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import nox
 
@@ -31,6 +32,9 @@ LOCKED_GROUPS = ("test", "api", "lint", "types", "imports", "package", "bench")
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
+
+GO_PATH = Path("/usr/share/gocode")
+GO_PACKAGES = "install Debian's packages golang-go and golang-google-cloud-dev"
 
 
 def group(name: str) -> list[str]:
@@ -54,7 +58,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(session, "-e", ".[otlp]", *group("test"), *group("types"), *group("bench"))
+    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"))
     session.run("mypy")
 
 
@@ -68,7 +72,7 @@ def imports(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Everything that needs no emulator, with every branch covered."""
-    install(session, "-e", ".[otlp]", *group("test"))
+    install(session, "-e", ".[all]", *group("test"))
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -79,7 +83,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=OLDEST, venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
-    session.install("-e", ".[otlp]", *group("test"), "--resolution", "lowest-direct")
+    session.install("-e", ".[all]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
     session.run("pytest", "-m", "not emulator", "-W", "default")
 
@@ -95,7 +99,7 @@ def api(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
     """The whole path, through a real broker, to Google's own subscriber."""
-    install(session, "-e", ".[otlp]", *group("test"))
+    install(session, "-e", ".[all]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
         session.run("python", "examples/consumer.py", env={"PUBSUB_EMULATOR_HOST": host})
@@ -104,7 +108,7 @@ def emulator(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def faults(session: nox.Session) -> None:
     """Try to make a 202 a lie, for minutes; with `-- --long`, ten times as much."""
-    install(session, "-e", ".[otlp]", *group("test"))
+    install(session, "-e", ".[all]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
 
@@ -112,7 +116,7 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
-    install(session, ".[otlp]", *group("test"))
+    install(session, ".[all]", *group("test"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
     session.run("pytest", "examples/unit_tests")
@@ -149,17 +153,32 @@ def lock(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST, default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmark: pulsecart compared with its peers and with the least that its work can cost. Needs Node."""
-    install(session, ".[otlp]", "uv", *group("test"), *group("bench"))
+    """The benchmark: pulsecart compared with its peers and with the least that its work can cost. Needs Node and Go."""
+    for command, what in {"npm": "no Node: install it, with npm", "go": f"no Go: {GO_PACKAGES}"}.items():
+        if shutil.which(command) is None:
+            unavailable(session, what)
+    if not (GO_PATH / "src/cloud.google.com/go/pubsub").is_dir():
+        unavailable(session, f"no Google client for Go below {GO_PATH}: {GO_PACKAGES}")
+    install(session, ".[all]", "uv", *group("test"), *group("bench"))
     with session.chdir("benchmarks/peers"):
-        for peer in ("fastapi", "litestar", "fastpubsub"):
+        for peer in ("fastapi", "gcloud-aio", "litestar", "fastpubsub"):
             venv = f".venv-{peer}"
             session.run("uv", "venv", "--quiet", "--clear", "--python", NEWEST, venv)
             session.run("uv", "pip", "install", "--quiet", "--python", venv, *group(f"peer-{peer}"))
     with session.chdir("benchmarks/peers/fastify"):
         session.run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", external=True, silent=True)
+    with session.chdir("benchmarks/peers/go"):
+        offline = {"GO111MODULE": "off", "GOPATH": str(GO_PATH)}
+        session.run("go", "build", "-o", "peer", "main.go", external=True, env=offline)
     with emulator_host(session) as host:
         session.run("python", "-m", "benchmarks.run", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+
+
+def unavailable(session: nox.Session, what: str) -> NoReturn:
+    """End the session because of what the system lacks: skip it, or fail if CI is set."""
+    if "CI" in os.environ:
+        session.error(what)
+    session.skip(what)
 
 
 @contextlib.contextmanager
@@ -169,10 +188,9 @@ def emulator_host(session: nox.Session) -> Iterator[str]:
         yield host
         return
     if shutil.which(COMMAND[0]) is None:
-        missing = "no Pub/Sub emulator: install gcloud with its pubsub-emulator, or set PUBSUB_EMULATOR_HOST"
-        if "CI" in os.environ:
-            session.error(missing)
-        session.skip(missing)
+        unavailable(
+            session, "no Pub/Sub emulator: install gcloud with its pubsub-emulator, or set PUBSUB_EMULATOR_HOST"
+        )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     host = f"127.0.0.1:{port}"

@@ -7,12 +7,14 @@ validates the body.
 import os
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-TOPIC = "projects/pulsecart-dev/topics/pulsecart.commerce-events"
+PROJECT = "pulsecart-bench"
+TOPIC = f"projects/{PROJECT}/topics/pulsecart.commerce-events"
 ANSWER = b'{"status":"accepted","event_id":"%b","message_id":"%b","trace_id":"01a208d02d4708440c6fe7ff04e1d3bb"}'
 EVENT_ID = b"evt_01a208d02d4708440c6fe7ff04e1d3bb"
 
@@ -48,14 +50,22 @@ class Publish:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer when the broker has confirmed."""
         if scope["type"] == "lifespan":
-            import grpc.aio
-
-            async with grpc.aio.insecure_channel(os.environ["PUBSUB_EMULATOR_HOST"]) as channel:
+            async with open_channel() as channel:
                 self.publish = bare_stub(channel, TOPIC)
                 await lifespan(receive, send)
             return
         confirmed = await self.publish((await receive())["body"], f"user-{random.randrange(1000)}")
         await respond(send, confirmed.message_ids[0])
+
+
+def open_channel() -> Any:
+    """Return a channel to PUBSUB_ENDPOINT, over TLS with the roots in PUBSUB_ROOTS, or to PUBSUB_EMULATOR_HOST."""
+    import grpc.aio
+
+    if endpoint := os.environ.get("PUBSUB_ENDPOINT"):
+        roots = Path(os.environ["PUBSUB_ROOTS"]).read_bytes()
+        return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(roots))
+    return grpc.aio.insecure_channel(os.environ["PUBSUB_EMULATOR_HOST"])
 
 
 def bare_stub(channel: Any, topic: str) -> Callable[[bytes, str], Awaitable[Any]]:

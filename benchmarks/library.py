@@ -1,8 +1,8 @@
 """Measure pulsecart without HTTP: `library.py [USERS]` prints one line of JSON.
 
-This process publishes to the broker at PUBSUB_EMULATOR_HOST: one event per request over a bare gRPC stub, and ordered
-by user; then unordered, 100 messages per request. Finally it publishes events of USERS distinct users, and reports
-resident memory before and after.
+This process publishes to a broker: one event per request over a bare gRPC stub, at PUBSUB_GRPC_HOST; then at
+PUBSUB_EMULATOR_HOST, one event per request, ordered by user; then unordered, 100 messages per request. Finally it
+publishes events of USERS distinct users, and reports resident memory before and after.
 """
 
 import asyncio
@@ -86,15 +86,15 @@ async def main(users: int) -> None:
     """Measure, and print the result."""
     limits = Limits(max_messages=2 * MESSAGES, max_bytes=10**9, batching={TOPIC: Batching(max_messages=100)})
     host = os.environ["PUBSUB_EMULATOR_HOST"]
-    async with EmulatorTransport(project="pulsecart-dev", host=host, limits=limits) as transport:
+    async with EmulatorTransport(project=floor.PROJECT, host=host, limits=limits) as transport:
         messages, orders = ready_messages(), events()
         producer = Producer(transport, ordering={TOPIC: unordered})
         await rate(transport.publish, messages[:2000])
         alone = {"callers": 64, "at_once": 1}
         by_user = Producer(transport)
         await rate(by_user.publish, orders[:1000], **alone)
-        async with grpc.aio.insecure_channel(host) as channel:
-            publish = floor.bare_stub(channel, f"projects/pulsecart-dev/topics/{TOPIC}")
+        async with grpc.aio.insecure_channel(os.environ["PUBSUB_GRPC_HOST"]) as channel:
+            publish = floor.bare_stub(channel, floor.TOPIC)
 
             def publish_bare(message: Message) -> Awaitable[object]:
                 return publish(message.data, message.attributes["event_id"])

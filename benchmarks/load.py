@@ -1,7 +1,8 @@
-"""Post events over raw sockets and print the results as JSON: `load.py PORT CONNECTIONS EVENTS [RATE]`.
+"""Post events over raw sockets and print the results as JSON: `load.py PORT CONNECTIONS EVENTS [RATE [SIZE]]`.
 
-Without a rate, each connection sends its next event when it has an answer. With a rate, events are due at regular
-times, and latency counts from the time an event was due, so that a server that stalls cannot hide the delay.
+Without a rate, or with 0, each connection sends its next event when it has an answer. With a rate, events are due at
+regular times, and latency counts from the time an event was due, so that a server that stalls cannot hide the delay.
+A size in bytes makes the orders larger, with more lines.
 """
 
 import asyncio
@@ -17,13 +18,16 @@ import uvloop
 
 USERS = 1000
 LINES = 3
+BYTES, LINE_BYTES = 390, 56
+"""About the size of an order of so many lines, and of each further line."""
 
 _random = random.Random(1)
 """Seeded, so that every service gets the same users in the same order."""
 
 
-def body(number: int) -> bytes:
-    """Return an order of about 400 bytes by one of the users."""
+def body(number: int, size: int = 0) -> bytes:
+    """Return an order by one of the users, of about 400 bytes, or of a larger size."""
+    lines = LINES + max(0, size - BYTES) // LINE_BYTES
     order = {
         "event_type": "order.placed",
         "user_id": f"user-{_random.randrange(USERS)}",
@@ -31,16 +35,16 @@ def body(number: int) -> bytes:
         "payload": {
             "total": 89.90,
             "currency": "EUR",
-            "lines": [{"sku": f"sku-{line}", "quantity": line, "price": 44.95} for line in range(LINES)],
+            "lines": [{"sku": f"sku-{line}", "quantity": line, "price": 44.95} for line in range(lines)],
             "note": "x" * 100,
         },
     }
     return json.dumps(order).encode()
 
 
-def request(number: int) -> bytes:
+def request(number: int, size: int = 0) -> bytes:
     """Return the whole request. Requests are built before the measurement."""
-    data = body(number)
+    data = body(number, size)
     head = f"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
     return head.encode() + b"\r\n\r\n" + data
 
@@ -98,9 +102,9 @@ class Connection(asyncio.Protocol):
             self.ended.set_exception(error or ConnectionError("the server closed the connection"))
 
 
-async def main(port: int, connections: int, events: int, rate: float) -> None:
+async def main(port: int, connections: int, events: int, rate: float = 0.0, size: int = 0) -> None:
     """Send the events, and print the results."""
-    requests = [(number / rate if rate else 0.0, request(number)) for number in range(events)]
+    requests = [(number / rate if rate else 0.0, request(number, size)) for number in range(events)]
     results: list[tuple[float, bool]] = []
     loop = asyncio.get_running_loop()
     pending = iter(requests)
@@ -126,5 +130,5 @@ async def main(port: int, connections: int, events: int, rate: float) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [float(argument) for argument in sys.argv[1:]]
-    uvloop.run(main(int(numbers[0]), int(numbers[1]), int(numbers[2]), numbers[3] if len(numbers) > 3 else 0.0))
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    uvloop.run(main(*numbers))

@@ -5,42 +5,51 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import FLOOR, SECTIONS
+from attrs import frozen
 
-__all__ = ["Rounds", "chart", "report"]
+from benchmarks.rows import BROKERS, CALLERS, FASTIFY, FLOOR, GO, GRPC, LATENCIES, REST, SECTIONS, SIZES, with_latency
+
+__all__ = ["Rounds", "chart", "machine", "report"]
 
 Rounds = list[dict[str, float]]
 """The figures of a row, round by round."""
 
-MEMORY, EMULATOR, FULL, STEADY, TELEMETRY, ORDERINGS = SECTIONS
+Results = Mapping[str, Mapping[str, Rounds]]
+"""The rounds of each row, by section."""
+
+PEERS = Path(__file__).with_name("peers")
 
 PREFACE = """# Benchmark
 
 Made by `nox -s bench{options}`. Each figure is a median of {rounds} rounds, with its range. In each round every row
-is a new process. It gets {warm_up:,} events to warm up, and then {events:,}: orders of about 400 bytes by 1000 users.
-CPU time per event is that of the service alone, workers included. Memory is resident memory, summed over the
-service's processes, after the first event (idle) and at its highest (peak). Unless a row says otherwise, nothing
-writes a line for each event, traces, or exports metrics.
+is a new process. It gets {warm_up:,} events to warm up, and then {events:,}, or a share of both if it is slow: orders
+of about 400 bytes by 1000 users. CPU time per event is that of the service alone, with all its processes and threads.
+Memory is resident memory, summed over the service's processes, after the first event (idle) and at its highest (peak).
+Unless a row says otherwise, nothing writes a line for each event, traces, or exports metrics.
 
 The peers follow the documentation of their frameworks: see [peers](peers). Each validates the event by its type,
-completes it, publishes it with ordering key and attributes (the benchmark checks this), and answers 202 with both
-ids, except fastpubsub, which returns no message id. They do less than pulsecart: numbers lose decimals, lengths count
-characters, errors are not problem documents, and a key that failed stays paused. Google's clients with ordering wait
-10 ms for more messages unless configured otherwise, which is part of their latency; pulsecart does not wait on this
-topic. Google's asyncio client has no ordering of its own: it keeps order only for a caller that awaits each answer.
-The peers in Python run on stock uvicorn, with uvloop and httptools, each in its own environment. pulsecart has its
-own settings for uvicorn and the garbage collector, and its own protocol class; one row shows it without them.
+completes it, publishes it with ordering key and attributes, and answers 202 with both ids, except fastpubsub, which
+returns no message id. Before it is measured, each has to publish three events whole and to refuse two invalid ones.
+They do less than pulsecart: numbers lose decimals (not in Go), lengths count characters, errors are not problem
+documents, and a key that failed stays paused. Google's clients with ordering wait 10 ms for more messages unless
+configured otherwise, which is part of their latency; pulsecart does not wait on this topic. Google's asyncio client and
+gcloud-aio-pubsub have no ordering of their own: they keep order only for a caller that awaits each answer. The peers in
+Python run on stock uvicorn, with uvloop and httptools, each in its own environment. pulsecart has its own settings for
+uvicorn and the garbage collector, and its own protocol class; one row shows it without them. The peer in Go is built
+with Debian's packages, which are older than Google's newest client for Go.
 
-The floor is bare ASGI on stock uvicorn with a bare gRPC stub. The strict server is the tests' own broker, which waits
-{latency:g} ms before each answer.
+The floor is bare ASGI on stock uvicorn with a bare gRPC stub. The strict server is `pulsecart.testing.strict_pubsub`,
+which waits {latency:g} ms before each answer unless a row says otherwise. Over TLS, every service verifies the server's
+certificate and name, and pulsecart also sends a service account's token with each request; the others send none. What
+is measured only through the emulator, and the section without TLS, is not encrypted.
 
-The benchmark does not show a network, TLS, Google's front end, or more than a few cores. Throughput and latency are
+The benchmark does not show a network, Google's front end, or more than a few cores. Throughput and latency are
 those of a machine that also runs broker and load generator; only the ratios of CPU time carry over. It also does not
 show what is refused, repeated or lost when something fails: for pulsecart, `nox -s faults` does.
 """
@@ -63,73 +72,165 @@ LIBRARY = {
 }
 
 
-def middle(rounds: Rounds, name: str, digits: int = 0) -> str:
-    """Return the median of a figure and, where there were several rounds, its range."""
-    values = [seen[name] for seen in rounds]
-    median = f"{statistics.median(values):,.{digits}f}"
-    return median if len(values) == 1 else f"{median} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
-
-
-def ratio(over: Rounds, under: Rounds, figure: str = "cpu_us") -> str:
-    """Return the median ratio of a figure, taken round by round, so that a slow minute slows both sides."""
-    ratios = [a[figure] / b[figure] for a, b in zip(over, under, strict=True)]
-    return middle([{"ratio": each} for each in ratios], "ratio", 2)
-
-
 def table(results: Mapping[str, Rounds], columns: Mapping[str, tuple[str, int]]) -> list[str]:
     """Return a Markdown table with a line for each row."""
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, rounds in results.items():
-        figures = [middle(rounds, figure, digits) for figure, digits in columns.values()]
+        figures = [spread([seen[figure] for seen in rounds], digits) for figure, digits in columns.values()]
         lines.append(f"| {name} | {' | '.join(figures)} |")
     return lines
 
 
-def findings(results: Mapping[str, Mapping[str, Rounds]], last_library: Mapping[str, Any]) -> list[str]:
-    """Return the most important ratios."""
-    memory, emulator, full, steady = results[MEMORY], results[EMULATOR], results[FULL], results[STEADY]
-    telemetry, orderings = results[TELEMETRY], results[ORDERINGS]
-    alone, free = memory["pulsecart"], memory["FastAPI, a publish that costs nothing"]
-    ours, awaited, fastify = emulator["pulsecart"], emulator["FastAPI, awaited"], emulator["Fastify"]
-    off = telemetry["off, logs at warning"]
-    clocked = steady["pulsecart, with a clock in its loop"]
-    figures = {
-        "in memory, compared with FastAPI and a publish that costs nothing: CPU per event": ratio(alone, free),
-        "in memory, compared with the same: time from start to first 202": ratio(alone, free, "start_s"),
-        "in memory, compared with the same: idle memory": ratio(alone, free, "idle_mb"),
-        "through the emulator, compared with FastAPI, awaited: CPU per event": ratio(ours, awaited),
-        "through the emulator, compared with FastAPI, awaited: time from start to first 202": ratio(
-            ours, awaited, "start_s"
-        ),
-        "through the emulator, compared with FastAPI, awaited: idle memory": ratio(ours, awaited, "idle_mb"),
-        "through the emulator, compared with FastAPI and Google's asyncio client: CPU per event": ratio(
-            ours, emulator["FastAPI, Google's asyncio client"]
-        ),
-        "through the emulator, compared with Fastify: CPU per event": ratio(ours, fastify),
-        "through the emulator, compared with Fastify: peak memory": ratio(ours, fastify, "peak_mb"),
-        "in memory, compared with the same application on stock uvicorn: CPU per event": ratio(
-            alone, memory["pulsecart, on stock uvicorn"]
-        ),
-        "compared with the floor, at full speed: CPU per event": ratio(full["pulsecart"], full[FLOOR]),
-        "compared with the floor, at 1000 events/s: CPU per event": ratio(steady["pulsecart"], steady[FLOOR]),
-        "event-loop lag at 1000 events/s, p99, ms": middle(clocked, "lag_p99_ms", 1),
-        "2 workers compared with 1, on cores shared with everything else: throughput": ratio(
-            emulator["pulsecart, 2 workers"], ours, "per_second"
-        ),
-        "telemetry on, 10 % sampled, compared with off: CPU per event": ratio(telemetry["all on, 10 % sampled"], off),
-        "telemetry on, 100 % sampled, compared with off: CPU per event": ratio(telemetry["all on, 100 % sampled"], off),
-        "`shards:8` compared with `user`: throughput": ratio(
-            orderings["`shards:8`"], orderings["`user`"], "per_second"
-        ),
-    }
-    if "users" in last_library:
-        figures["resident memory before many distinct users, MB"] = f"{last_library['before_mb']:.1f}"
-        figures[f"resident memory after {last_library['users']:,} of them, MB"] = f"{last_library['after_mb']:.1f}"
-    busiest = max(
-        seen["generator_busy"] for section in results.values() for rounds in section.values() for seen in rounds
-    )
-    figures["highest CPU of the load generator, cores"] = f"{busiest:.2f}"
-    return [f"- {name}: {figure}" for name, figure in figures.items()]
+@frozen
+class Comparison:
+    """A figure of one row over that of another, or on its own."""
+
+    text: str
+    over: tuple[str, str]
+    """A section and a row of it."""
+
+    under: tuple[str, str] | None = None
+    figure: str = "cpu_us"
+    wanted: float | None = None
+    """The most that it should be."""
+
+    def rounds(self, results: Results) -> list[float]:
+        """Return the figure of each round, so that a slow minute slows both sides; empty if a row was not measured."""
+        of = [results.get(section, {}).get(row, []) for section, row in filter(None, (self.over, self.under))]
+        if self.under is None:
+            return [seen[self.figure] for seen in of[0]]
+        return [over[self.figure] / under[self.figure] for over, under in zip(*of, strict=False)]
+
+
+MEMORY, FREE, AWAITED = ("memory", "pulsecart"), ("memory", "FastAPI, a publish that costs nothing"), "FastAPI, awaited"
+EMULATOR = "emulator", "pulsecart"
+WIRES_MEMORY = "wires", "pulsecart, in memory"
+CPU, START, IDLE, P99 = "CPU per event", "time from start to first 202", "idle memory", "p99, ms"
+
+GOALS = [
+    Comparison(f"{CPU}, over Go with Google's client", ("wires", REST), ("wires", GO), wanted=0.75),
+    *(
+        Comparison(
+            f"the same, {latency}, {callers} callers",
+            ("latency", with_latency(REST, latency, callers)),
+            ("latency", with_latency(GO, latency, callers)),
+            wanted=0.75,
+        )
+        for latency in LATENCIES
+        for callers in CALLERS
+    ),
+    Comparison(f"{CPU}, over Fastify with Google's client", ("wires", REST), ("wires", FASTIFY), wanted=0.45),
+    Comparison(f"{CPU}, over itself on the gRPC wire", ("wires", REST), ("wires", GRPC), wanted=0.55),
+    Comparison(f"{CPU}, over the floor", ("wires", REST), ("wires", FLOOR), wanted=0.8),
+    Comparison(f"{START}, over the memory transport's", ("wires", REST), WIRES_MEMORY, "start_s", 1.3),
+    Comparison(f"{IDLE}, over the memory transport's", ("wires", REST), WIRES_MEMORY, "idle_mb", 1.3),
+    Comparison(f"{P99}, at 1000 events/s", ("steady", REST), None, "p99_ms", 9.0),
+]
+"""What pulsecart's default wire should reach over TLS."""
+
+OTHERS = [
+    Comparison(f"without TLS, {CPU}, over Go with Google's client", ("plain", REST), ("plain", GO)),
+    Comparison(f"without TLS, {CPU}, over Fastify with Google's client", ("plain", REST), ("plain", FASTIFY)),
+    Comparison(f"without TLS, {CPU}, over itself on the gRPC wire", ("plain", REST), ("plain", GRPC)),
+    Comparison(f"without TLS, {CPU}, over the floor", ("plain", REST), ("plain", FLOOR)),
+    Comparison(
+        f"without TLS and credentials, {START}, over the memory transport's", ("plain", REST), WIRES_MEMORY, "start_s"
+    ),
+    Comparison(
+        f"without TLS and credentials, {IDLE}, over the memory transport's", ("plain", REST), WIRES_MEMORY, "idle_mb"
+    ),
+    Comparison(f"gRPC wire over TLS, {START}, over the memory transport's", ("wires", GRPC), WIRES_MEMORY, "start_s"),
+    Comparison(f"gRPC wire over TLS, {IDLE}, over the memory transport's", ("wires", GRPC), WIRES_MEMORY, "idle_mb"),
+    Comparison(f"gRPC wire over TLS, {P99}, at 1000 events/s", ("steady", GRPC), None, "p99_ms"),
+    Comparison(f"over TLS at 1000 events/s, {CPU}, over Go with Google's client", ("steady", REST), ("steady", GO)),
+    Comparison(f"over TLS at 1000 events/s, {CPU}, over the floor", ("steady", REST), ("steady", FLOOR)),
+    Comparison(
+        "event-loop lag at 1000 events/s, p99, ms",
+        ("steady", "pulsecart, REST, with a clock in its loop"),
+        None,
+        "lag_p99_ms",
+    ),
+    Comparison(f"in memory, over FastAPI and a publish that costs nothing: {CPU}", MEMORY, FREE),
+    Comparison(f"in memory, over the same: {START}", MEMORY, FREE, "start_s"),
+    Comparison(f"in memory, over the same: {IDLE}", MEMORY, FREE, "idle_mb"),
+    Comparison(f"in memory, over itself on stock uvicorn: {CPU}", MEMORY, ("memory", "pulsecart, on stock uvicorn")),
+    Comparison(f"through the emulator, over FastAPI, awaited: {CPU}", EMULATOR, ("emulator", AWAITED)),
+    Comparison(f"through the emulator, over FastAPI, awaited: {START}", EMULATOR, ("emulator", AWAITED), "start_s"),
+    Comparison(f"through the emulator, over FastAPI, awaited: {IDLE}", EMULATOR, ("emulator", AWAITED), "idle_mb"),
+    Comparison(
+        f"through the emulator, over FastAPI and Google's asyncio client: {CPU}",
+        EMULATOR,
+        ("emulator", "FastAPI, Google's asyncio client"),
+    ),
+    Comparison(f"through the emulator, over Fastify: {CPU}", EMULATOR, ("emulator", FASTIFY)),
+    Comparison("through the emulator, over Fastify: peak memory", EMULATOR, ("emulator", FASTIFY), "peak_mb"),
+    Comparison(f"through the emulator, over Go: {CPU}", EMULATOR, ("emulator", GO)),
+    Comparison(
+        "2 workers over 1, on cores shared with everything else: throughput",
+        ("emulator", "pulsecart, 2 workers"),
+        EMULATOR,
+        "per_second",
+    ),
+    *(
+        Comparison(
+            f"telemetry on, {share} % sampled, over off: {CPU}",
+            ("telemetry", f"all on, {share} % sampled"),
+            ("telemetry", "off, logs at warning"),
+        )
+        for share in (10, 100)
+    ),
+    Comparison(
+        "`shards:8` over `user`: throughput", ("orderings", "`shards:8`"), ("orderings", "`user`"), "per_second"
+    ),
+]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median and, where there were several values, their range."""
+    median = f"{statistics.median(values):,.{digits}f}"
+    return median if len(values) == 1 else f"{median} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+
+
+def goals(results: Results) -> Iterator[str]:
+    """Yield a table of what was wanted and what was measured."""
+    measured = {goal: values for goal in GOALS if (values := goal.rounds(results))}
+    if measured:
+        yield from ["", "## Goals", "", "| REST wire, over TLS | measured | wanted | |", "|---|---|---|---|"]
+    for goal, values in measured.items():
+        assert goal.wanted is not None
+        verdict = "met" if statistics.median(values) <= goal.wanted else "**not met**"
+        yield f"| {goal.text} | {spread(values)} | {goal.wanted:g} | {verdict} |"
+
+
+def sizes(results: Results) -> Iterator[str]:
+    """Yield a table of the wires' cost by the size of the event, and where base64 reverses it."""
+    yield from ["", "## The wires by size", "", "| event | REST, CPU us | gRPC, CPU us | REST over gRPC |"]
+    yield "|---|---|---|---|"
+    dearer = []
+    for size in SIZES:
+        rest, grpc = ("sizes", f"{REST}, {size}"), ("sizes", f"{GRPC}, {size}")
+        ratios = Comparison("", rest, grpc).rounds(results)
+        if statistics.median(ratios) > 1:
+            dearer.append(size)
+        cpu = [spread(Comparison("", each).rounds(results), 0) for each in (rest, grpc)]
+        yield f"| {size} | {' | '.join(cpu)} | {spread(ratios)} |"
+    yield ""
+    if dearer:
+        yield f"REST cost more CPU than gRPC at {', '.join(dearer)}: for events that large, set `PULSECART_WIRE=grpc`."
+    else:
+        yield "REST cost less CPU than gRPC at each of these sizes."
+
+
+def findings(results: Results, libraries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the most important ratios."""
+    for each in OTHERS:
+        if values := each.rounds(results):
+            yield f"- {each.text}: {spread(values)}"
+    if libraries and "users" in (last := libraries[-1]):
+        yield f"- resident memory before many distinct users, MB: {last['before_mb']:.1f}"
+        yield f"- resident memory after {last['users']:,} of them, MB: {last['after_mb']:.1f}"
+    if busy := [seen["generator_busy"] for rows in results.values() for rounds in rows.values() for seen in rounds]:
+        yield f"- highest CPU of the load generator, cores: {max(busy):.2f}"
 
 
 SAY_VERSIONS = """
@@ -147,59 +248,75 @@ def machine() -> str:
     )
     packages = ["pulsecart", "uvicorn", "uvloop", "starlette", "grpcio", "google-cloud-pubsub", "msgspec", "cattrs"]
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    for peer, names in {"fastapi": "fastapi pydantic", "litestar": "litestar", "fastpubsub": "fastpubsub"}.items():
-        python = f"benchmarks/peers/.venv-{peer}/bin/python"
-        versions += f", {said_by(python, '-c', SAY_VERSIONS, *names.split())}"
+    for peer, names in {
+        "fastapi": "fastapi pydantic",
+        "gcloud-aio": "gcloud-aio-pubsub aiohttp",
+        "litestar": "litestar",
+        "fastpubsub": "fastpubsub",
+    }.items():
+        versions += f", {said_by(f'{PEERS}/.venv-{peer}/bin/python', '-c', SAY_VERSIONS, *names.split())}"
     node = said_by("node", "--version").removeprefix("v")
     emulator = said_by("gcloud", "version", "--format=value(pubsub-emulator)")
-    modules = json.loads(Path(__file__).with_name("peers").joinpath("fastify/package.json").read_text())["dependencies"]
+    modules = json.loads((PEERS / "fastify/package.json").read_text())["dependencies"]
     node += "".join(f", {module} {number}" for module, number in modules.items())
+    go = said_by("go", "env", "GOVERSION").removeprefix("go")
+    google = "golang-google-cloud-dev"
+    go += f", {google} {said_by('dpkg-query', '--show', '--showformat=${Version}', google)}"
     where = f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} on {model}, {os.cpu_count()} cores for all"
-    return f"{where}; Python {platform.python_version()}, {versions}; Node {node}; Pub/Sub emulator {emulator}."
+    python = f"Python {platform.python_version()}, {versions}"
+    return f"{where}; {python}; Node {node}; Go {go}; Pub/Sub emulator {emulator}."
 
 
 def said_by(*command: str) -> str:
-    """Return the output of a command."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    """Return the output of a command. A peer that is not installed cannot be measured, but others can."""
+    try:
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    except FileNotFoundError:
+        return f"({Path(command[0]).name} is not installed)"
 
 
 def report(
-    results: Mapping[str, Mapping[str, Rounds]],
+    results: Results,
     libraries: Sequence[Mapping[str, Any]],
     received: Mapping[str, int],
     machine: str,
     **preface: Any,
 ) -> str:
-    """Return the text of `results.md`."""
-    lines = [PREFACE.format(**preface), machine]
-    lines += ["", "## In short", "", "Ratios, unless a unit is named.", "", *findings(results, libraries[-1])]
+    """Return the text of `results.md`. What was not measured is left out."""
+    lines = [PREFACE.format(latency=BROKERS["tls"].latency * 1e3, **preface), machine]
+    lines += [*goals(results), *(sizes(results) if "sizes" in results else ())]
+    lines += ["", "## Further figures", "", "Ratios, unless a unit is named.", "", *findings(results, libraries)]
     lines += [f"- the collector received {received['spans']:,} spans and {received['metrics']:,} metrics"]
-    lines += ["", "![CPU time per event, in memory and through the emulator](results.png)"]
-    for section, rounds in results.items():
-        lines += ["", f"## {section}", "", *table(rounds, COLUMNS)]
-    without_http = {title: [each[name] for each in libraries] for name, title in LIBRARY.items()}
-    columns = {"CPU us/message": ("cpu_us", 1), "messages/s": ("per_second", 0)}
-    lines += ["", "## Without HTTP, through the strict server", "", *table(without_http, columns), ""]
-    return "\n".join(lines)
+    lines += ["", "![CPU time per event](results.png)"]
+    for key, rounds in results.items():
+        lines += ["", f"## {SECTIONS[key].title}", "", *table(rounds, COLUMNS)]
+    if libraries:
+        without_http = {title: [each[name] for each in libraries] for name, title in LIBRARY.items()}
+        columns = {"CPU us/message": ("cpu_us", 1), "messages/s": ("per_second", 0)}
+        lines += ["", "## Without HTTP, through the strict server without TLS", "", *table(without_http, columns)]
+    return "\n".join([*lines, ""])
 
 
-def chart(results: Mapping[str, Mapping[str, Rounds]], path: Path) -> None:
+def chart(results: Results, path: Path) -> None:
     """Draw the CPU time per event, as medians with ranges."""
     from matplotlib.figure import Figure
 
-    sections = [MEMORY, EMULATOR]
+    sections = [section for section in ("memory", "wires", "emulator") if section in results]
+    if not sections:
+        return
     heights = [len(results[section]) for section in sections]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 2 + 0.25 * sum(heights)), layout="constrained")
     figure.suptitle("CPU time per accepted event (less is better)")
-    for axes, section in zip(figure.subplots(2, 1, height_ratios=heights), sections, strict=True):
+    plots = figure.subplots(len(sections), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, section in zip(plots, sections, strict=True):
         for name, rounds in reversed(list(results[section].items())):
             values = [seen["cpu_us"] for seen in rounds]
             median = statistics.median(values)
-            spread = [[median - min(values)], [max(values) - median]]
+            errors = [[median - min(values)], [max(values) - median]]
             color = "#1a73e8" if name.startswith("pulsecart") else "#9aa0a6"
-            axes.barh(name, median, xerr=spread, color=color, ecolor="#3c4043", capsize=3)
+            axes.barh(name, median, xerr=errors, color=color, ecolor="#3c4043", capsize=3)
             axes.annotate(f"{median:,.0f}", (max(values), name), (6, 0), textcoords="offset points", va="center")
-        axes.set_title(section, loc="left", fontsize=10)
+        axes.set_title(SECTIONS[section].title, loc="left", fontsize=10)
         axes.set_xlabel("microseconds")
         axes.margins(x=0.1)
         axes.spines[["top", "right"]].set_visible(False)

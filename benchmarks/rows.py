@@ -1,11 +1,29 @@
-"""The rows of the benchmark: each is a service with its broker and its load."""
+"""The rows of the benchmark: each is a service with its broker and its load. Sections of rows are run together."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import Factory, frozen
 
-__all__ = ["SECTIONS", "Row"]
+__all__ = ["BROKERS", "SECTIONS", "Broker", "Row", "Section"]
+
+
+@frozen
+class Broker:
+    """A strict server, in a process of its own."""
+
+    latency: float
+    """How many seconds it waits before each answer."""
+
+    tls: bool
+
+
+BROKERS = {
+    "tls": Broker(0.005, tls=True),
+    "tls, 20 ms": Broker(0.020, tls=True),
+    "tls, 50 ms": Broker(0.050, tls=True),
+    "plain": Broker(0.005, tls=False),
+}
 
 
 @frozen
@@ -17,12 +35,29 @@ class Row:
     """Returns the command that starts it on a port."""
 
     broker: str
-    """`strict` or `emulator`; empty for none."""
+    """A key of `BROKERS`, or `emulator`; empty for none."""
+
+    wire: str = "rest"
+    """How it talks to the broker: `rest` or `grpc`. pulsecart is told; every other service has one."""
 
     environment: Mapping[str, str] = Factory(dict)
     connections: int = 64
     rate: int = 0
     """Events per second; 0 for as many as possible."""
+
+    size: int = 0
+    """The size of each event in bytes; 0 for about 400."""
+
+    share: float = 1.0
+    """How many of the events asked for: fewer for what is slow."""
+
+
+@frozen
+class Section:
+    """Rows that are compared."""
+
+    title: str
+    rows: Sequence[Row]
 
 
 UVICORN = ["--http", "httptools", "--loop", "uvloop", "--ws", "none"]
@@ -57,6 +92,11 @@ def pulsecart_with_clock(port: int) -> list[str]:
     return [sys.executable, "-m", "benchmarks.lag", str(port)]
 
 
+def go(port: int) -> list[str]:
+    """Return the command for the peer in Go, which noxfile.py builds."""
+    return ["benchmarks/peers/go/peer", str(port)]
+
+
 def fastify(port: int) -> list[str]:
     """Return the command for the peer on Node."""
     return ["node", "benchmarks/peers/fastify/server.js", str(port)]
@@ -74,46 +114,119 @@ def sampled(share: str) -> dict[str, str]:
 
 
 FLOOR = "bare ASGI that awaits the bare stub"
+REST, GRPC = "pulsecart, REST", "pulsecart, gRPC"
+GO, FASTIFY, GCLOUD_AIO = "Go, Google's client", "Fastify, Google's client", "FastAPI and gcloud-aio-pubsub (REST)"
 SHARDED = "pulsecart.commerce-events=shards:8"
 UNORDERED = "pulsecart.commerce-events=none"
 
-SECTIONS: dict[str, list[Row]] = {
-    "No broker, as fast as they can, 64 connections": [
-        Row("bare ASGI route", floor("route"), ""),
-        Row("pulsecart", pulsecart(), ""),
-        Row("pulsecart, on stock uvicorn", pulsecart_on_stock_uvicorn, ""),
-        Row("pulsecart, all on, 10 % sampled", pulsecart(), "", sampled("0.1")),
-        Row("pulsecart, all on, 100 % sampled", pulsecart(), "", sampled("1")),
-        Row("FastAPI, a publish that costs nothing", peer("fastapi_free", "fastapi"), ""),
-    ],
-    "Through the emulator, as fast as they can, 64 connections": [
-        Row(FLOOR, floor("publish"), "emulator"),
-        Row("pulsecart", pulsecart(), "emulator"),
-        Row("pulsecart, 2 workers", pulsecart("--workers", "2"), "emulator"),
-        Row("Fastify", fastify, "emulator"),
-        Row("FastAPI, Google's asyncio client", peer("fastapi_async_client", "fastapi"), "emulator"),
-        Row("Litestar, awaited", peer("litestar_awaited", "litestar"), "emulator"),
-        Row("FastAPI, awaited", peer("fastapi_awaited", "fastapi"), "emulator"),
-        Row("FastAPI, blocking", peer("fastapi_blocking", "fastapi"), "emulator"),
-        Row("FastAPI and fastpubsub", peer("fastpubsub_awaited", "fastpubsub"), "emulator"),
-    ],
-    "Through the strict server, as fast as they can, 64 connections": [
-        Row(FLOOR, floor("publish"), "strict"),
-        Row("pulsecart", pulsecart(), "strict"),
-    ],
-    "Through the strict server, 1000 events/s, 64 connections": [
-        Row(FLOOR, floor("publish"), "strict", rate=1000),
-        Row("pulsecart", pulsecart(), "strict", rate=1000),
-        Row("pulsecart, with a clock in its loop", pulsecart_with_clock, "strict", rate=1000),
-    ],
-    "Telemetry, through the strict server, as fast as they can, 64 connections": [
-        Row("off, logs at warning", pulsecart(), "strict"),
-        Row("all on, 10 % sampled", pulsecart(), "strict", sampled("0.1")),
-        Row("all on, 100 % sampled", pulsecart(), "strict", sampled("1")),
-    ],
-    "Orderings, through the strict server, as fast as they can, 256 connections": [
-        Row("`user`", pulsecart(), "strict", connections=256),
-        Row("`shards:8`", pulsecart("--ordering", SHARDED), "strict", connections=256),
-        Row("`none`", pulsecart("--ordering", UNORDERED), "strict", connections=256),
-    ],
+SIZES = {"1 kB": 1000, "10 kB": 10_000, "100 kB": 100_000, "1 MB": 1_000_000}
+SIZE_SHARES = {"1 kB": 0.5, "10 kB": 0.4, "100 kB": 0.1, "1 MB": 0.02}
+LATENCIES = {"5 ms": "tls", "20 ms": "tls, 20 ms", "50 ms": "tls, 50 ms"}
+CALLERS = (32, 256)
+
+
+def with_latency(service: str, latency: str, callers: int) -> str:
+    """Return the name of a row."""
+    return f"{service}, {latency}, {callers} callers"
+
+
+def on_every_client(broker: str, share: float = 1.0) -> list[Row]:
+    """Return the rows that compare the wires and the clients."""
+    return [
+        Row(REST, pulsecart(), broker, share=share),
+        Row(GRPC, pulsecart(), broker, "grpc", share=share),
+        Row(FLOOR, floor("publish"), broker, "grpc", share=share),
+        Row(GO, go, broker, "grpc", share=share),
+        Row(FASTIFY, fastify, broker, "grpc", share=share),
+        Row(GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), broker, share=share),
+    ]
+
+
+SECTIONS: dict[str, Section] = {
+    "memory": Section(
+        "No broker, as fast as they can, 64 connections",
+        [
+            Row("bare ASGI route", floor("route"), ""),
+            Row("pulsecart", pulsecart(), ""),
+            Row("pulsecart, on stock uvicorn", pulsecart_on_stock_uvicorn, ""),
+            Row("pulsecart, all on, 10 % sampled", pulsecart(), "", environment=sampled("0.1")),
+            Row("pulsecart, all on, 100 % sampled", pulsecart(), "", environment=sampled("1")),
+            Row("FastAPI, a publish that costs nothing", peer("fastapi_free", "fastapi"), ""),
+        ],
+    ),
+    "wires": Section(
+        "Through the strict server over TLS, as fast as they can, 64 connections",
+        [Row("pulsecart, in memory", pulsecart(), ""), *on_every_client("tls")],
+    ),
+    "plain": Section(
+        "Through the strict server without TLS, as fast as they can, 64 connections",
+        on_every_client("plain", share=0.5),
+    ),
+    "latency": Section(
+        "Through the strict server over TLS, by its latency and the number of connections, as fast as they can",
+        [
+            Row(with_latency(name, latency, callers), command, broker, wire, connections=callers, share=0.3)
+            for latency, broker in LATENCIES.items()
+            for callers in CALLERS
+            for name, command, wire in ((REST, pulsecart(), "rest"), (GRPC, pulsecart(), "grpc"), (GO, go, "grpc"))
+            if name != GRPC or callers == max(CALLERS)
+        ],
+    ),
+    "steady": Section(
+        "Through the strict server over TLS, 1000 events/s, 64 connections",
+        [
+            Row(REST, pulsecart(), "tls", rate=1000, share=0.75),
+            Row(GRPC, pulsecart(), "tls", "grpc", rate=1000, share=0.75),
+            Row(FLOOR, floor("publish"), "tls", "grpc", rate=1000, share=0.75),
+            Row(GO, go, "tls", "grpc", rate=1000, share=0.75),
+            Row("pulsecart, REST, with a clock in its loop", pulsecart_with_clock, "tls", rate=1000, share=0.25),
+        ],
+    ),
+    "sizes": Section(
+        "By the size of the event, through the strict server over TLS, as fast as they can, 16 connections",
+        [
+            Row(f"{name}, {size}", pulsecart(), "tls", wire, connections=16, size=SIZES[size], share=SIZE_SHARES[size])
+            for size in SIZES
+            for name, wire in ((REST, "rest"), (GRPC, "grpc"))
+        ],
+    ),
+    "emulator": Section(
+        "Through the emulator, as fast as they can, 64 connections",
+        [
+            Row(FLOOR, floor("publish"), "emulator", "grpc"),
+            Row("pulsecart", pulsecart(), "emulator"),
+            Row("pulsecart, 2 workers", pulsecart("--workers", "2"), "emulator"),
+            Row(GRPC, pulsecart(), "emulator", "grpc"),
+            Row(GO, go, "emulator", "grpc"),
+            Row(FASTIFY, fastify, "emulator", "grpc"),
+            Row(GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), "emulator"),
+            Row(
+                "FastAPI, Google's asyncio client",
+                peer("fastapi_async_client", "fastapi"),
+                "emulator",
+                "grpc",
+                share=0.5,
+            ),
+            Row("Litestar, awaited", peer("litestar_awaited", "litestar"), "emulator", "grpc", share=0.125),
+            Row("FastAPI, awaited", peer("fastapi_awaited", "fastapi"), "emulator", "grpc", share=0.125),
+            Row("FastAPI, blocking", peer("fastapi_blocking", "fastapi"), "emulator", "grpc", share=0.125),
+            Row("FastAPI and fastpubsub", peer("fastpubsub_awaited", "fastpubsub"), "emulator", "grpc", share=0.125),
+        ],
+    ),
+    "telemetry": Section(
+        "Telemetry, through the strict server over TLS, as fast as they can, 64 connections",
+        [
+            Row("off, logs at warning", pulsecart(), "tls", share=0.5),
+            Row("all on, 10 % sampled", pulsecart(), "tls", environment=sampled("0.1"), share=0.5),
+            Row("all on, 100 % sampled", pulsecart(), "tls", environment=sampled("1"), share=0.5),
+        ],
+    ),
+    "orderings": Section(
+        "Orderings, through the strict server over TLS, as fast as they can, 256 connections",
+        [
+            Row("`user`", pulsecart(), "tls", connections=256),
+            Row("`shards:8`", pulsecart("--ordering", SHARDED), "tls", connections=256),
+            Row("`none`", pulsecart("--ordering", UNORDERED), "tls", connections=256),
+        ],
+    ),
 }

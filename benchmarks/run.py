@@ -1,10 +1,11 @@
 """Run every row in turn, round after round, and write `results.md` and `results.png`.
 
-    python -m benchmarks.run [--rounds 5] [--events 8000]
+    python -m benchmarks.run [--rounds 5] [--events 8000] [--only wires steady]
 
-This needs an emulator at PUBSUB_EMULATOR_HOST and the installed peers; `nox -s bench` provides both. CPU time per event
-is that of the service's processes, divided by the number of events; load generator and broker are separate processes.
-All share one machine, so compare only rows of the same run.
+This needs an emulator at PUBSUB_EMULATOR_HOST and the installed peers; `nox -s bench` provides both. With `--only`, it
+runs only some sections, and writes files only if it is given a `--folder`. CPU time per event is that of the service's
+processes, divided by the number of events; load generator and broker are separate processes. All share one machine, so
+compare only rows of the same run.
 """
 
 import argparse
@@ -17,29 +18,71 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import psutil
+from attrs import frozen
 
-from benchmarks.report import EMULATOR, Rounds, chart, machine, report
-from benchmarks.rows import FLOOR, SECTIONS, Row
+from benchmarks.floor import PROJECT
+from benchmarks.load import body
+from benchmarks.report import Rounds, chart, machine, report
+from benchmarks.rows import BROKERS, FLOOR, SECTIONS, Row
 from pulsecart.events import load_catalog
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport
-from tests.strict_server import strict_server
+from tests.google_login import new_key, service_account
 
 FOLDER = Path(__file__).parent
-PROJECT = "pulsecart-dev"
-BROKER_LATENCY = 0.005
+LIBRARY, BODIES = "library", "bodies"
+"""What `--only` knows in addition to sections: publishing without HTTP, and costly bodies."""
+
 START_SECONDS = 30.0
 LOAD_SECONDS = 300.0
 WARM_UP = 3000
-QUIET = {"OTEL_SDK_DISABLED": "true", "PULSECART_LOG_LEVEL": "warning", "FASTPUBSUB_LOG_LEVEL": "WARNING"}
+QUIET = {
+    "GCP_PROJECT_ID": PROJECT,
+    "OTEL_SDK_DISABLED": "true",
+    "PULSECART_LOG_LEVEL": "warning",
+    "FASTPUBSUB_LOG_LEVEL": "WARNING",
+}
 """The environment of every row except those that measure telemetry: no line is logged for each event."""
 
 FIRST = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{}}'
+INCOMPLETE = b'{"event_type":"order.placed","user_id":"u","payload":{}}'
+UNKNOWN_FIELD = b'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{},"session_id":"s"}'
+
+
+@frozen
+class Address:
+    """Where a broker listens; all empty for none."""
+
+    rest: str = ""
+    grpc: str = ""
+    roots: str = ""
+    """The file with the root certificate; empty without TLS."""
+
+    def environment(self, wire: str) -> dict[str, str]:
+        """Return the environment of a service that publishes to this broker.
+
+        The variables that begin with PUBSUB_ are for the peers and the floor, except PUBSUB_EMULATOR_HOST.
+        """
+        host = {"rest": self.rest, "grpc": self.grpc}[wire]
+        if not self.roots:
+            return {"PUBSUB_EMULATOR_HOST": host, "PULSECART_WIRE": wire}
+        return {
+            "PUBSUB_EMULATOR_HOST": "",
+            "PUBSUB_ENDPOINT": host,
+            "PUBSUB_ROOTS": self.roots,
+            "PULSECART_WIRE": wire,
+            "PULSECART_TRANSPORT": "pubsub",
+            "PULSECART_ENDPOINT": host,
+            "PULSECART_CA_FILE": self.roots,
+        }
 
 
 def free_port() -> int:
@@ -66,9 +109,9 @@ def process(*command: str, environment: Mapping[str, str]) -> Iterator[subproces
             running.wait(START_SECONDS)
 
 
-def load(port: int, connections: int, events: int, rate: int = 0) -> dict[str, float]:
+def load(port: int, connections: int, events: int, rate: int, size: int) -> dict[str, float]:
     """Run the load generator once."""
-    arguments = [str(FOLDER / "load.py"), *map(str, (port, connections, events, rate))]
+    arguments = [str(FOLDER / "load.py"), *map(str, (port, connections, events, rate, size))]
     output = subprocess.run(
         [sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=LOAD_SECONDS
     ).stdout
@@ -114,18 +157,19 @@ def peak_mb(pid: int) -> float:
     return sum(int(text.partition("VmHWM:")[2].split()[0]) for text in status) * 1024 / 1e6
 
 
-def measure(row: Row, events: int, brokers: Mapping[str, str]) -> dict[str, float]:
+def measure(row: Row, events: int, brokers: Mapping[str, Address]) -> dict[str, float]:
     """Start the row's service, apply its load, stop it, and return the figures."""
     port = free_port()
-    environment = QUIET | {"PUBSUB_EMULATOR_HOST": brokers[row.broker]} | dict(row.environment)
+    events, warm_up = max(1, round(events * row.share)), round(WARM_UP * row.share)
+    environment = QUIET | brokers[row.broker].environment(row.wire) | dict(row.environment)
     started = time.perf_counter()
     with process(*row.command(port), environment=environment) as service:
         wait_until_it_accepts(port, service)
         start_seconds = time.perf_counter() - started
         idle_mb = resident_mb(service.pid)
-        load(port, row.connections, WARM_UP, row.rate)
+        load(port, row.connections, warm_up, row.rate, row.size)
         before = cpu_seconds(service.pid)
-        seen = load(port, row.connections, events, row.rate)
+        seen = load(port, row.connections, events, row.rate, row.size)
         seen["cpu_us"] = (cpu_seconds(service.pid) - before) / events * 1e6
         seen |= {"start_s": start_seconds, "idle_mb": idle_mb, "peak_mb": peak_mb(service.pid)}
     output = service.stdout.read() if service.stdout else ""
@@ -136,28 +180,75 @@ def measure(row: Row, events: int, brokers: Mapping[str, str]) -> dict[str, floa
     return seen
 
 
+def post(port: int, data: bytes) -> tuple[int, Any]:
+    """Post an event, and return the status and the decoded answer, which is None if it is no JSON."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+    try:
+        connection.request("POST", "/events/ingest", data, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        return answer.status, json.loads(text) if "json" in (answer.getheader("Content-Type") or "") else None
+    finally:
+        connection.close()
+
+
+def over_tls(row: Row) -> bool:
+    """Return whether a row's service talks TLS to its broker."""
+    return row.broker in BROKERS and BROKERS[row.broker].tls
+
+
+def to_check(rows: Iterable[Row]) -> Iterable[Row]:
+    """Return the rows to check: each service once, with and without TLS as it is measured.
+
+    The floor does not validate. Telemetry and orderings change the message.
+    """
+    return {
+        (*row.command(0), row.wire, over_tls(row)): row
+        for row in rows
+        if row.broker and row.name != FLOOR and not row.environment and "--ordering" not in row.command(0)
+    }.values()
+
+
 async def check(row: Row) -> None:
-    """Check that a row's service publishes a complete event, with ordering key and attributes."""
+    """Check that a row's service publishes complete events, says their ids, and refuses invalid ones.
 
-    def post(host: str) -> None:
-        port = free_port()
-        with process(*row.command(port), environment=QUIET | {"PUBSUB_EMULATOR_HOST": host}) as service:
+    A complete event has all that was sent, an id and a time in its data, the user as the ordering key, and exactly two
+    attributes: its type and its id.
+    """
+    sent = [FIRST, body(1), body(2, 10_000)]
+    port = free_port()
+
+    def post_all(address: Address) -> list[tuple[int, Any]]:
+        environment = QUIET | address.environment(row.wire)
+        with process(*row.command(port), environment=environment) as service:
             wait_until_it_accepts(port, service)
+            return [post(port, each) for each in (*sent[1:], INCOMPLETE, UNKNOWN_FIELD)]
 
-    async with strict_server(sorted(load_catalog().topics), project=PROJECT) as server:
-        await asyncio.to_thread(post, server.host)
-    message = server.confirmed[0]
-    data = json.loads(message.data)
-    if (
-        message.ordering_key != "u"
-        or dict(message.attributes) != {"event_type": "order.placed", "event_id": data.pop("event_id")}
-        or not data.pop("timestamp")
-        or data != json.loads(FIRST)
-    ):
-        raise RuntimeError(f"{row.name} published {message}")
+    topics = sorted(load_catalog().topics)
+    async with strict_pubsub(topics, project=PROJECT, tls=over_tls(row)) as server:
+        address = Address(server.host, server.grpc_host, server.roots_file)
+        *accepted, incomplete, unknown_field = await asyncio.to_thread(post_all, address)
+    statuses = [status for status, _ in (*accepted, incomplete, unknown_field)]
+    if statuses[:2] != [202, 202] or not all(400 <= status < 500 for status in statuses[2:]):
+        raise RuntimeError(f"{row.name} answered {statuses}: two events were valid, two were not")
+    if len(server.confirmed) != len(sent):
+        raise RuntimeError(f"{row.name} published {len(server.confirmed)} messages for {len(sent)} events")
+    for number, (asked, message) in enumerate(zip(sent, server.confirmed, strict=True)):
+        data = json.loads(message.data)
+        event_id, timestamp = data.pop("event_id"), data.pop("timestamp")
+        answer = accepted[number - 1][1] if number else {"event_id": event_id}
+        if (
+            data != json.loads(asked)
+            or datetime.fromisoformat(timestamp).tzinfo is None
+            or message.ordering_key != data["user_id"]
+            or dict(message.attributes) != {"event_type": "order.placed", "event_id": event_id}
+            or answer["event_id"] != event_id
+            or answer.get("message_id", "1") == ""
+        ):
+            raise RuntimeError(f"{row.name} published {message} for {asked!r}, and answered {answer}")
 
 
-def library(users: int, host: str) -> dict[str, Any]:
+def library(users: int, broker: Address) -> dict[str, Any]:
     """Run library.py once."""
     output = subprocess.run(
         [sys.executable, "-m", "benchmarks.library", str(users)],
@@ -165,7 +256,7 @@ def library(users: int, host: str) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=FOLDER.parent,
-        env=os.environ | {"PUBSUB_EMULATOR_HOST": host},
+        env=os.environ | {"PUBSUB_EMULATOR_HOST": broker.rest, "PUBSUB_GRPC_HOST": broker.grpc},
     ).stdout
     result: dict[str, Any] = json.loads(output)
     return result
@@ -177,45 +268,67 @@ async def create_topics(host: str) -> None:
         await transport.create_topics(load_catalog().topics)
 
 
+@contextmanager
+def started(names: Iterable[str]) -> Iterator[dict[str, Address]]:
+    """Run brokers, each in a process, until the end of the block, and give their addresses."""
+    with ExitStack() as stack:
+        addresses = {}
+        for name in names:
+            options = [str(BROKERS[name].latency), *(["tls"] if BROKERS[name].tls else [])]
+            serves = stack.enter_context(process(sys.executable, "-m", "benchmarks.broker", *options, environment={}))
+            assert serves.stdout is not None
+            addresses[name] = Address(**json.loads(serves.stdout.readline()))
+        yield addresses
+
+
 def main() -> None:
     """Measure everything, and write the results."""
+    everything = [*SECTIONS, LIBRARY, BODIES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--events", type=int, default=8000, help="events in each load")
+    parser.add_argument("--events", type=int, default=8000, help="events in each load; slow rows get fewer")
     parser.add_argument("--users", type=int, default=1_000_000, help="distinct users to publish for without HTTP")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write the results")
+    parser.add_argument("--only", nargs="+", choices=everything, help="what to run, instead of everything")
+    parser.add_argument("--folder", type=Path, help="where to write the results; by default in benchmarks/")
     asked = parser.parse_args()
+    chosen = asked.only or everything
+    folder = asked.folder or (None if asked.only else FOLDER)
+    sections = {key: section for key, section in SECTIONS.items() if key in chosen}
+    rows = [row for section in sections.values() for row in section.rows]
+    needed = {row.broker for row in rows} | ({"plain"} if LIBRARY in chosen else set())
 
-    emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
-    if not emulator:
-        parser.error("set PUBSUB_EMULATOR_HOST to an emulator's host:port; nox -s bench starts one")
-    asyncio.run(create_topics(emulator))
+    emulator = os.environ.get("PUBSUB_EMULATOR_HOST", "")
+    if "emulator" in needed:
+        if not emulator:
+            parser.error("set PUBSUB_EMULATOR_HOST to an emulator's host:port; nox -s bench starts one")
+        asyncio.run(create_topics(emulator))
     where = machine()
-    for row in SECTIONS[EMULATOR]:
-        if row.name != FLOOR:
+    with tempfile.TemporaryDirectory() as secrets:
+        key_file = Path(secrets, "key.json")
+        key_file.write_text(service_account(new_key()))
+        os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = str(key_file)
+        for row in to_check(rows):
             asyncio.run(check(row))
-    port = free_port()
-    brokers = {"": "", "emulator": emulator, "strict": f"127.0.0.1:{port}"}
-    results: dict[str, dict[str, Rounds]] = {
-        section: {row.name: [] for row in rows} for section, rows in SECTIONS.items()
-    }
-    libraries = []
-    python = sys.executable, "-m"
-    with (
-        process(*python, "benchmarks.broker", str(port), str(BROKER_LATENCY), environment={}),
-        process(*python, "benchmarks.collector", environment={}) as collects,
-    ):
-        assert collects.stdout is not None
-        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collects.stdout.readline().strip()
-        for number in range(asked.rounds):
-            for section, rows in SECTIONS.items():
-                # Alternate the order, so that no row always comes first or after the same other row.
-                for row in rows if number % 2 == 0 else rows[::-1]:
-                    seen = measure(row, asked.events, brokers)
-                    results[section][row.name].append(seen)
-                    print(f"{number + 1}/{asked.rounds} {section}: {row.name}: {seen['cpu_us']:.0f} us", flush=True)
-            libraries.append(library(asked.users if number == asked.rounds - 1 else 0, brokers["strict"]))
-    received = json.loads(collects.stdout.readline())
+            print(f"{row.name} publishes complete events, {'over TLS' if over_tls(row) else 'plain'}", flush=True)
+        results: dict[str, dict[str, Rounds]] = {
+            key: {row.name: [] for row in section.rows} for key, section in sections.items()
+        }
+        libraries = []
+        collecting = process(sys.executable, "-m", "benchmarks.collector", environment={})
+        with started(name for name in BROKERS if name in needed) as brokers, collecting as collects:
+            brokers |= {"": Address(), "emulator": Address(emulator, emulator)}
+            assert collects.stdout is not None
+            os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collects.stdout.readline().strip()
+            for number in range(asked.rounds):
+                for key, section in sections.items():
+                    # Alternate the order, so that no row always comes first or after the same other row.
+                    for row in section.rows if number % 2 == 0 else section.rows[::-1]:
+                        seen = measure(row, asked.events, brokers)
+                        results[key][row.name].append(seen)
+                        print(f"{number + 1}/{asked.rounds} {key}: {row.name}: {seen['cpu_us']:.0f} us", flush=True)
+                if LIBRARY in chosen:
+                    libraries.append(library(asked.users if number == asked.rounds - 1 else 0, brokers["plain"]))
+        received = json.loads(collects.stdout.readline())
     text = report(
         results,
         libraries,
@@ -225,19 +338,20 @@ def main() -> None:
         rounds=asked.rounds,
         events=asked.events,
         warm_up=WARM_UP,
-        latency=BROKER_LATENCY * 1e3,
     )
-    text += subprocess.run(
-        [*python, "benchmarks.bodies"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=FOLDER.parent,
-        env=os.environ | QUIET,
-    ).stdout
-    (asked.folder / "results.md").write_text(text)
-    chart(results, asked.folder / "results.png")
+    if BODIES in chosen:
+        text += subprocess.run(
+            [sys.executable, "-m", "benchmarks.bodies"],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=FOLDER.parent,
+            env=os.environ | QUIET,
+        ).stdout
     print(text)
+    if folder:
+        (folder / "results.md").write_text(text)
+        chart(results, folder / "results.png")
 
 
 if __name__ == "__main__":

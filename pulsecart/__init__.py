@@ -14,6 +14,7 @@ from pulsecart.errors import (
     BrokerUnavailable,
     DefinitionError,
     EventError,
+    EventTypeNotAllowed,
     Fault,
     InvalidEvent,
     MalformedBody,
@@ -30,20 +31,24 @@ from pulsecart.errors import (
 from pulsecart.events import Catalog, Event, event, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.limits import Batching, Limits
-from pulsecart.message import Message, Prepared, Receipt
+from pulsecart.message import GRPC_LIMIT, REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
-from pulsecart.ports import Clock, IdFactory, Observer, Transport
+from pulsecart.ports import Caller, Clock, IdFactory, Observer, Transport
 from pulsecart.producer import Producer
 
 __all__ = [
+    "GRPC_LIMIT",
+    "REST_LIMIT",
     "Batching",
     "BrokerRefused",
     "BrokerUnavailable",
+    "Caller",
     "Catalog",
     "Clock",
     "DefinitionError",
     "Event",
     "EventError",
+    "EventTypeNotAllowed",
     "Fault",
     "IdFactory",
     "InvalidEvent",
@@ -62,6 +67,7 @@ __all__ = [
     "PulsecartError",
     "Receipt",
     "SettingsError",
+    "SizeLimit",
     "Transport",
     "TransportClosed",
     "UnknownEventType",

@@ -8,6 +8,7 @@
     │   ├── MissingEventType
     │   ├── UnknownEventType
     │   ├── InvalidEvent       fields are missing, unknown or invalid
+    │   ├── EventTypeNotAllowed  the caller may not send events of this type
     │   └── MessageTooLarge    the finished message exceeds Pub/Sub's limit
     └── PublishError           the event is valid, but was not published, or the outcome is unknown
         ├── MessageRefused     the broker rejects this message permanently
@@ -27,13 +28,14 @@ import msgspec
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from pulsecart.message import Message
+    from pulsecart.message import Message, SizeLimit
 
 __all__ = [
     "BrokerRefused",
     "BrokerUnavailable",
     "DefinitionError",
     "EventError",
+    "EventTypeNotAllowed",
     "Fault",
     "InvalidEvent",
     "MalformedBody",
@@ -122,17 +124,28 @@ class InvalidEvent(EventError):
     """Fields are missing, unknown or invalid; `faults` lists all of them."""
 
 
-class MessageTooLarge(EventError):
-    """The finished message is larger than `limit` bytes."""
+class EventTypeNotAllowed(EventError):
+    """The caller may not send events of this type. The event itself is valid."""
 
-    def __init__(self, message: "Message", size: int, limit: int) -> None:
+
+class MessageTooLarge(EventError):
+    """The finished message is larger than Pub/Sub's API accepts. `limit` is the number of bytes that it exceeds."""
+
+    def __init__(self, message: "Message", size: int, limit: "SizeLimit") -> None:
+        data = len(message.data)
+        if data > limit.data:
+            detail = f"The event has {data:,} bytes of data; the limit of Pub/Sub's {limit.api} API is {limit.data:,}."
+        else:
+            detail = f"The finished message has up to {size:,} bytes; the limit is {limit.total:,}."
+        if limit.data < limit.total:
+            detail += f" With PULSECART_WIRE=grpc it is {limit.total:,} for the whole message."
         super().__init__(
-            f"The finished message has up to {size:,} bytes; the limit is {limit:,}.",
+            detail,
             event_type=message.attributes["event_type"],
             event_id=message.attributes["event_id"],
         )
         self.topic = message.topic
-        self.limit = limit
+        self.limit = limit.data if data > limit.data else limit.total
 
 
 class _Timed(msgspec.Struct):
@@ -151,13 +164,21 @@ class PublishError(PulsecartError):
     """
 
     retryable = True
-    retry_after: ClassVar[int] = 1
+    retry_after: int = 1
     """Seconds to wait before a retry."""
 
     def __init__(
-        self, detail: str, log_detail: str = "", *, message: "Message | None" = None, error_type: str = ""
+        self,
+        detail: str,
+        log_detail: str = "",
+        *,
+        message: "Message | None" = None,
+        error_type: str = "",
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(detail)
+        if retry_after is not None:
+            self.retry_after = retry_after
         self.log_detail = log_detail or detail
         self.error_type = error_type or type(self).__name__
         self.message = message

@@ -28,19 +28,33 @@ class Batching:
 
 @frozen(kw_only=True)
 class Limits:
-    """How much a transport holds, and how long it tries to publish."""
+    """How much a transport holds, and how long it tries to publish.
+
+    An ordering key may hold as many messages, and as many bytes, as are free for all others. A key whose requests
+    hang thus stops at about half of a limit, two at a third each, and there is always room for other keys. Beyond its
+    share, `publish` raises `Overloaded`. The messages of a topic without an ordering key share in the same way.
+    """
 
     deadline: float = field(default=10.0, validator=validators.gt(0))
     """Maximum seconds from the call of `publish` to the broker's confirmation, including waiting and retries."""
 
     max_messages: int = field(default=10_000, validator=validators.ge(1))
-    """Maximum number of messages waiting or in flight. Beyond it, `publish` raises `Overloaded` immediately."""
+    """Maximum number of messages waiting or in flight. Beyond it, `publish` raises `Overloaded` immediately.
+
+    With one ordering key for all messages of a process, set twice of what it is to hold."""
 
     max_bytes: int = field(default=100_000_000, validator=validators.ge(1))
-    """Maximum bytes of memory for these messages, including all copies. A single message may exceed it."""
+    """Maximum bytes of memory for these messages, including all copies.
+
+    A message that is larger is admitted while any of it is free, so that it can be published at all."""
 
     batching: Mapping[str, Batching] = field(factory=dict)
     """Batching by topic; other topics use the defaults of `Batching`. `max_latency` is at most half of `deadline`."""
+
+    @property
+    def attempt_timeout(self) -> float:
+        """How long an attempt waits for an answer, in seconds: after a lost answer there is time for another one."""
+        return self.deadline / 2
 
     def __attrs_post_init__(self) -> None:
         for topic, batching in self.batching.items():

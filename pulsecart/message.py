@@ -7,10 +7,37 @@ from typing import Any
 
 from attrs import frozen
 
-__all__ = ["MAX_MESSAGE_BYTES", "Message", "Prepared", "PublishedMessage", "Receipt"]
+__all__ = [
+    "GRPC_LIMIT",
+    "MAX_MESSAGE_BYTES",
+    "REST_LIMIT",
+    "Message",
+    "Prepared",
+    "PublishedMessage",
+    "Receipt",
+    "SizeLimit",
+]
 
 MAX_MESSAGE_BYTES = 10_000_000
 """Maximum bytes of a publish request (https://cloud.google.com/pubsub/quotas)."""
+
+
+@frozen
+class SizeLimit:
+    """How large a message may be for one of Pub/Sub's APIs."""
+
+    api: str
+    data: int
+    """Maximum bytes of data."""
+
+    total: int = MAX_MESSAGE_BYTES
+    """Maximum bytes of a request with this message only, before it is encoded."""
+
+
+REST_LIMIT = SizeLimit("REST", 7_340_032)
+"""A request may have 10,485,760 bytes, in which data is base64: with this much data there is room for attributes."""
+
+GRPC_LIMIT = SizeLimit("gRPC", MAX_MESSAGE_BYTES)
 
 # Upper bounds for what a request with one message contains in addition to the message's data and texts: the topic's
 # path and the framing of the request, and the framing of each attribute.

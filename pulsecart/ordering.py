@@ -28,8 +28,11 @@ def unordered(user_id: str) -> str:  # noqa: ARG001 (the signature of Ordering)
 def in_shards(count: int) -> Ordering:
     """Order the messages of each of `count` groups of users; the keys are `shard-0`, `shard-1` and so on.
 
-    For the same count, a user is in the same shard in every process and version.
+    For the same count, a user is in the same shard in every process and version. Raises `ValueError` for a count
+    below 1.
     """
+    if count < 1:
+        raise ValueError(f"in_shards({count}): the number of shards is at least 1; `unordered` is for no order")
 
     def shard(user_id: str) -> str:
         digest = blake2b(user_id.encode(), digest_size=8).digest()  # hash() differs from process to process

@@ -92,15 +92,24 @@ class Inspectable(Protocol):
 
 @frozen
 class Load:
-    """What a transport currently holds."""
+    """What a transport, or a part of it, currently holds."""
 
-    messages: int
-    bytes: int
-    waiting: int
+    messages: int = 0
+    bytes: int = 0
+    waiting: int = 0
     """The number of messages that are not in a request yet."""
 
-    oldest_age: float
+    oldest_age: float = 0.0
     """The age of the oldest message in seconds; 0 if there is none."""
+
+    connections: int = 0
+    """The number of open connections to the broker."""
+
+    connections_in_use: int = 0
+    """The number of connections with a request in flight, if a connection carries one at a time."""
+
+    connections_awaited: int = 0
+    """The number of requests that wait for a connection."""
 
 
 class Loaded(Protocol):
@@ -140,16 +149,29 @@ class Sending(Protocol):
         ...
 
 
+class Caller(Protocol):
+    """Who has sent an event: an authenticated source. Messages have its name as the attribute `source`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the source."""
+        ...
+
+    def may_send(self, event_type: str, /) -> bool:
+        """Return whether it may send events of this type."""
+        ...
+
+
 class Observer(Protocol):
     """Observes events, for example for telemetry. Its methods do not block and do not raise exceptions.
 
     `UNOBSERVED` is an observer that does nothing.
     """
 
-    def rejected(self, event_type: str, error: Exception) -> None:
+    def rejected(self, event_type: str, error: Exception, source: str) -> None:
         """Observe that an event could not be prepared: an `EventError`, or an unexpected exception.
 
-        `event_type` is empty if it is unknown.
+        `event_type` is empty if it is unknown; `source` is the caller's name, or empty.
         """
         ...
 
@@ -179,7 +201,7 @@ class Unobserved:
 
     attributes: Mapping[str, str] = {}
 
-    def rejected(self, event_type: str, error: Exception) -> None:
+    def rejected(self, event_type: str, error: Exception, source: str) -> None:
         """Do nothing."""
 
     def publishing(self, event: Prepared) -> "Unobserved":  # noqa: ARG002

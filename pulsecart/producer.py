@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import attrs
 
-from pulsecart.errors import InvalidEvent, MessageTooLarge, PublishError
+from pulsecart.errors import EventTypeNotAllowed, InvalidEvent, MessageTooLarge, PublishError
 from pulsecart.events import codec
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id, trace_id_of
-from pulsecart.message import MAX_MESSAGE_BYTES, Message, Prepared, Receipt
+from pulsecart.message import REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
-from pulsecart.ports import UNOBSERVED, Clock, IdFactory, Observer, Transport
+from pulsecart.ports import UNOBSERVED, Caller, Clock, IdFactory, Observer, Transport
 
 __all__ = ["Producer"]
 
@@ -61,17 +61,20 @@ class Producer:
         clock: Clock = _now,
         new_event_id: IdFactory = new_event_id,
         ordering: Mapping[str, Ordering] = _BY_USER,
+        size_limit: SizeLimit = REST_LIMIT,
         observer: Observer = UNOBSERVED,
     ) -> None:
         """Use a transport, which may be opened later, and a catalog (default: `load_catalog()`).
 
-        `ordering` maps topics to orderings; other topics are ordered by user.
+        `ordering` maps topics to orderings; other topics are ordered by user. `size_limit` is that of the API that
+        the transport uses.
         """
         self.catalog = load_catalog() if catalog is None else catalog
         self._transport = transport
         self._clock = clock
         self._new_event_id = new_event_id
         self._ordering = ordering
+        self._size_limit = size_limit
         self._observer = observer
 
     async def ingest(self, raw: bytes) -> Receipt:
@@ -83,11 +86,12 @@ class Producer:
         prepared, raw = self.prepare(raw), b""  # so that the body is freed while waiting for the broker
         return await self.publish(prepared)
 
-    def prepare(self, source: bytes | dict[str, Any] | Event) -> Prepared:
+    def prepare(self, source: bytes | dict[str, Any] | Event, *, caller: Caller | None = None) -> Prepared:
         """Validate, complete and encode an event: a JSON object in UTF-8, a decoded one, or an instance of its class.
 
         The same rules apply to all. The class of an instance need not be in the catalog. Nothing is published, and the
-        result keeps no reference to the source. Raises an `EventError` if the event is invalid.
+        result keeps no reference to the source. `caller` is who has sent the event, if that is known. Raises an
+        `EventError` if the event is invalid, or if the caller may not send its type.
         """
         event = None
         try:
@@ -99,10 +103,10 @@ class Producer:
                 event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
                 self._complete(event)
                 data = codec.encode_made(event)
-            return self._prepared(event, data)
+            return self._prepared(event, data, caller)
         except Exception as error:
             event_type = getattr(error, "event_type", "") if event is None else event.event_type
-            self._observer.rejected(event_type, error)
+            self._observer.rejected(event_type, error, "" if caller is None else caller.name)
             raise
 
     async def publish(self, event: Event | Prepared) -> Receipt:
@@ -122,7 +126,13 @@ class Producer:
             if error.message is not None:
                 raise
             known = _known_error(error)
-            raise known(str(error), error.log_detail, message=message, error_type=error.error_type) from error
+            raise known(
+                str(error),
+                error.log_detail,
+                message=message,
+                error_type=error.error_type,
+                retry_after=error.retry_after,
+            ) from error
         except BaseException as error:
             publishing.failed(error)
             raise
@@ -143,19 +153,25 @@ class Producer:
         if event.event_id is None:
             object.__setattr__(event, "event_id", self._new_event_id())
 
-    def _prepared(self, event: Event, data: bytes) -> Prepared:
+    def _prepared(self, event: Event, data: bytes, caller: Caller | None) -> Prepared:
         assert event.event_id is not None  # for the type checker: _complete() has set both
         assert event.timestamp is not None
+        attributes = {"event_type": event.event_type, "event_id": event.event_id}
+        if caller is not None:
+            if not caller.may_send(event.event_type):
+                detail = f"The source of this request may not send {event.event_type!r} events."
+                raise EventTypeNotAllowed(detail, event_type=event.event_type, event_id=event.event_id)
+            attributes["source"] = caller.name
         ordering = self._ordering.get(event.topic)
         message = Message(
             topic=event.topic,
             data=data,
-            attributes={"event_type": event.event_type, "event_id": event.event_id},
+            attributes=attributes,
             ordering_key=event.user_id if ordering is None else ordering(event.user_id),
         )
-        size = message.size
-        if size > MAX_MESSAGE_BYTES:
-            raise MessageTooLarge(message, size, MAX_MESSAGE_BYTES)
+        size, limit = message.size, self._size_limit
+        if size > limit.total or len(data) > limit.data:
+            raise MessageTooLarge(message, size, limit)
         return Prepared(
             event_id=event.event_id,
             event_type=event.event_type,

@@ -1,16 +1,13 @@
-"""Google sign-in on loopback: a certificate, a service account's key file, and a token endpoint."""
+"""Google sign-in on loopback: a service account's key file, and a token endpoint."""
 
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
 
 def new_key() -> rsa.RSAPrivateKey:
@@ -21,26 +18,6 @@ def pem(key: rsa.RSAPrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def certificate_for_localhost() -> tuple[bytes, bytes]:
-    """Return a key and a self-signed certificate, as PEM."""
-    key = new_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return pem(key), certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def service_account(key: rsa.RSAPrivateKey) -> str:
@@ -66,6 +43,11 @@ class TokenEndpoint:
         self.lifetime = lifetime
         self.down = False
         self.asked = 0
+        self.instead: tuple[int, bytes] | None = None
+        """A status and a body to answer a POST with."""
+        self.answering = threading.Event()
+        """Requests hang while it is not set."""
+        self.answering.set()
 
 
 @contextmanager
@@ -77,10 +59,14 @@ def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
             endpoint.asked += 1
             self.rfile.read(int(self.headers["Content-Length"]))
             body = {"access_token": f"token-{endpoint.asked}", "expires_in": endpoint.lifetime, "token_type": "Bearer"}
-            self.send_response(400 if endpoint.down else 200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps({"error": "it is down"} if endpoint.down else body).encode())
+            endpoint.answering.wait()
+            refusal = (400, b'{"error": "it is down"}') if endpoint.down else None
+            status, content = endpoint.instead or refusal or (200, json.dumps(body).encode())
+            with suppress(ConnectionError):  # the client may have given up
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(content)
 
         def do_GET(self) -> None:
             """Answer like the metadata server of a Google Cloud machine."""
@@ -107,5 +93,6 @@ def token_endpoint(*, lifetime: int) -> Iterator[TokenEndpoint]:
         try:
             yield endpoint
         finally:
+            endpoint.answering.set()
             server.shutdown()
             thread.join()

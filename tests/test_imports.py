@@ -15,6 +15,7 @@ HEAVY = (
     "structlog",
     "opentelemetry",
     "opentelemetry.sdk",
+    "cryptography",
 )
 
 
@@ -32,6 +33,7 @@ def loaded_by(statement: str) -> set[str]:
         "import pulsecart.events, pulsecart.producer",
         "from pulsecart.transports import MemoryTransport, EmulatorTransport\nMemoryTransport()",
         "from pulsecart.transports import EmulatorTransport\nEmulatorTransport(project='p', host='h:1')",
+        "import pulsecart.testing",
     ],
 )
 def test_core_and_unopened_transports_load_nothing_heavy(statement):
@@ -46,6 +48,34 @@ def test_service_on_memory_does_not_load_google():
         "create_app(Settings(transport='memory'))"
     )
     assert not loaded_by(statement) & {"google", "grpc", "uvicorn", "opentelemetry.sdk"}
+
+
+def test_strict_server_loads_grpc_and_certificates_on_use():
+    """The strict server loads neither gRPC nor what makes certificates until they are used."""
+    statement = (
+        "import asyncio\nfrom pulsecart.testing import strict_pubsub\n"
+        "async def serve():\n    async with strict_pubsub(['t']): pass\n"
+        "asyncio.run(serve())"
+    )
+    assert loaded_by(statement) == {"httptools"}
+
+
+def test_unknown_name_of_testing_is_an_attribute_error():
+    """Lazy imports of the testing kit raise AttributeError for unknown names."""
+    with pytest.raises(ImportError, match="strict_kafka"):
+        from pulsecart.testing import strict_kafka  # noqa: F401
+
+
+def test_publishing_by_rest_does_not_load_grpc_or_google():
+    """A service on the emulator, by REST, publishes without google and grpc."""
+    statement = (
+        "import asyncio\nfrom pulsecart.app import create_app\nfrom pulsecart.serve.settings import Settings\n"
+        "app = create_app(Settings(transport='emulator', emulator_host='127.0.0.1:1', publish_deadline=0.1))\n"
+        "async def live():\n    async with app.router.lifespan_context(app): pass\n"
+        "asyncio.run(live())"
+    )
+    assert "starlette" in loaded_by(statement)
+    assert not loaded_by(statement) & {"google", "grpc"}
 
 
 def test_unknown_name_of_telemetry_is_an_attribute_error():

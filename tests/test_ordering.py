@@ -16,6 +16,13 @@ def test_shard_of_a_user_is_stable():
 SHARDS = ["shard-1", "shard-0", "shard-0", "shard-5", "shard-5", "shard-1"]
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_number_of_shards_is_at_least_one(count):
+    """Without a shard there would be no key: this is an error at once, not when an event is published."""
+    with pytest.raises(ValueError, match=f"in_shards\\({count}\\): the number of shards is at least 1"):
+        in_shards(count)
+
+
 def test_by_user_and_unordered_keys():
     """Ordering by user uses the user id as the key; no order means no key."""
     assert (by_user("user-1"), unordered("user-1")) == ("user-1", "")

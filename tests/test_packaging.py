@@ -14,7 +14,7 @@ LOCK = (ROOT / "requirements/lock.txt").read_text()
 
 REQUIREMENTS = [
     *PROJECT["project"]["dependencies"],
-    *PROJECT["project"]["optional-dependencies"]["otlp"],
+    *(one for name, extra in PROJECT["project"]["optional-dependencies"].items() if name != "all" for one in extra),
     *(one for name, group in PROJECT["dependency-groups"].items() if not name.startswith("peer-") for one in group),
 ]
 
@@ -43,4 +43,4 @@ def test_metadata_has_urls_and_extras():
         "Changelog",
         "Issues",
     }
-    assert "otlp" in found.get_all("Provides-Extra")
+    assert {"all", "grpc", "oidc", "otlp", "testing"} <= set(found.get_all("Provides-Extra"))

@@ -14,6 +14,7 @@ import pytest
 from attrs import field, frozen, validators
 
 from pulsecart import (
+    GRPC_LIMIT,
     BrokerUnavailable,
     Catalog,
     DefinitionError,
@@ -362,8 +363,20 @@ async def test_typed_payloads_are_published_as_json(transport):
         assert f'"payload":{payload}'.encode() in message.data
 
 
-async def test_message_over_the_limit_of_pubsub_is_rejected(producer, transport, order_json):
+async def test_data_over_the_limit_of_the_rest_api_is_rejected(producer, transport, order_json):
+    """The data of a message has at most 7,340,032 bytes, which always fit into a request in base64."""
+    empty = order_json(payload={"x": ""})
+    await producer.ingest(empty)
+    room = 7_340_032 - len(transport.messages[0].data)
+    await producer.ingest(order_json(payload={"x": "y" * room}))
+    assert len(transport.messages[-1].data) == 7_340_032
+    with pytest.raises(MessageTooLarge, match=r"7,340,033 bytes of data; the limit of Pub/Sub's REST API is 7,340,032"):
+        await producer.ingest(order_json(payload={"x": "y" * (room + 1)}))
+
+
+async def test_message_over_the_limit_of_the_grpc_api_is_rejected(transport, order_json):
     """The finished message, including attributes and key, has at most 10,000,000 bytes."""
+    producer = Producer(transport, size_limit=GRPC_LIMIT)
     empty = order_json(payload={"x": ""})
     await producer.ingest(empty)
     room = 10_000_000 - transport.messages[0].size

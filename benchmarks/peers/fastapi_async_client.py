@@ -33,6 +33,6 @@ async def ingest(event: AnyEvent) -> Accepted:
         attributes={"event_type": event.event_type, "event_id": event.event_id},
     )
     published = await app.state.publisher.publish(
-        topic=f"projects/pulsecart-dev/topics/{TOPICS[event.event_type]}", messages=[message], timeout=10
+        topic=f"projects/pulsecart-bench/topics/{TOPICS[event.event_type]}", messages=[message], timeout=10
     )
     return Accepted(event_id=event.event_id, message_id=published.message_ids[0])

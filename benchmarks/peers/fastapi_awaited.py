@@ -15,7 +15,7 @@ publisher = pubsub_v1.PublisherClient(publisher_options=pubsub_v1.types.Publishe
 async def ingest(event: AnyEvent) -> Accepted:
     """Publish, and await the broker."""
     published = publisher.publish(
-        publisher.topic_path("pulsecart-dev", TOPICS[event.event_type]),
+        publisher.topic_path("pulsecart-bench", TOPICS[event.event_type]),
         event.model_dump_json().encode(),
         ordering_key=event.user_id,
         event_type=event.event_type,

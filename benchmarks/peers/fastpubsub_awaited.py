@@ -6,7 +6,7 @@ from fastpubsub import PubSubBroker
 from benchmarks.peers.events import TOPICS, AnyEvent
 
 app = FastAPI()
-broker = PubSubBroker(project_id="pulsecart-dev")
+broker = PubSubBroker(project_id="pulsecart-bench")
 
 
 @app.post("/events/ingest", status_code=202)

@@ -103,7 +103,7 @@ publisher = pubsub_v1.PublisherClient(publisher_options=pubsub_v1.types.Publishe
 async def ingest(data: AnyEvent) -> Accepted:
     """Publish, and await the broker."""
     published = publisher.publish(
-        publisher.topic_path("pulsecart-dev", TOPICS[type(data)]),
+        publisher.topic_path("pulsecart-bench", TOPICS[type(data)]),
         msgspec.json.encode(data),
         ordering_key=data.user_id,
         event_type=str(type(data).__struct_config__.tag),

@@ -24,9 +24,10 @@ def command(**options: str | None) -> None:
     """
     import structlog
 
+    from pulsecart.serve.access import Access
     from pulsecart.serve.server import run
+    from pulsecart.serve.wiring import pubsub_transport
     from pulsecart.telemetry import logs
-    from pulsecart.transports.pubsub import require_credentials
 
     _open_standard_streams()
     # Worker processes read the environment, so options are put there too.
@@ -37,9 +38,12 @@ def command(**options: str | None) -> None:
     sys.path.insert(0, str(Path.cwd()))  # for modules of PULSECART_EVENTS, as with python -m
     try:
         settings = load_settings()
-        settings.require_topics(settings.catalog.topics)
+        catalog = settings.catalog
+        settings.require_topics(catalog.topics)
+        Access(settings, catalog)  # checks the sources file, for the same reason as the credentials
         if settings.transport == "pubsub":
-            require_credentials()  # here, since a worker process that fails at startup is restarted again and again
+            # Here, since a worker process that fails at startup is restarted again and again.
+            pubsub_transport(settings).require()
     except SettingsError as error:
         raise usage_error(error) from None
     except DefinitionError as error:

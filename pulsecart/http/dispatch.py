@@ -12,6 +12,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pulsecart.http.auth import Guard
+
 _log = logging.getLogger("pulsecart.http")
 
 __all__ = ["Application", "RequestObservation", "RequestObserver", "path_of"]
@@ -45,18 +47,30 @@ class RequestObserver(Protocol):
 class Application(Starlette):
     """A Starlette application with a table of hot routes, by method and path. Middleware can be added as usual.
 
-    The endpoints in the table are ASGI applications that handle all of their own errors.
+    The endpoints in the table are ASGI applications that handle all of their own errors. A `guard` authenticates
+    requests for them and for `/dev`; see `pulsecart.http.auth`.
     """
 
-    def __init__(self, hot: Mapping[tuple[str, str], ASGIApp], observer: RequestObserver, **options: Any) -> None:
+    def __init__(
+        self,
+        hot: Mapping[tuple[str, str], ASGIApp],
+        observer: RequestObserver,
+        guard: Guard | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._hot = hot
+        self._guard = guard
         self._observer = observer
 
     def build_middleware_stack(self) -> ASGIApp:
         """Insert the dispatcher between added middleware and Starlette's own layers."""
         added, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = _Dispatcher(self._hot, super().build_middleware_stack(), self.router, self._observer)
+        hot, rest = self._hot, super().build_middleware_stack()
+        if self._guard is not None:
+            hot = {route: self._guard.protect(endpoint) for route, endpoint in hot.items()}
+            rest = self._guard.protect_routes(rest, self.router.routes, {path for _, path in hot})
+        app: ASGIApp = _Dispatcher(hot, rest, self.router, self._observer)
         self.user_middleware = added
         for middleware in reversed(added):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
@@ -66,7 +80,7 @@ class Application(Starlette):
 def path_of(scope: Scope) -> str:
     """Return the path of a request without the prefix that the application is mounted at."""
     path: str = scope["path"]
-    return path.removeprefix(scope["root_path"])
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _Dispatcher:
@@ -82,7 +96,7 @@ class _Dispatcher:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        path = path_of(scope) if scope.get("root_path") else scope["path"]
+        path = path_of(scope)
         endpoint = self._hot.get((scope["method"], path))
         observed = self._observer.request(scope, path if path in self._routes else "", traced=endpoint is not None)
         if observed is None:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pulsecart.errors import BrokerRefused, EventError, PublishError
+from pulsecart.http.auth import name_of, require_credit, source_of
 from pulsecart.http.body import Bodies
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of
 from pulsecart.message import Receipt
@@ -43,10 +44,13 @@ class Ingest:
         """Answer one request."""
         started = perf_counter()
         headers = _headers(scope)
+        source = source_of(scope)
+        name = name_of(source)
         try:
             _require_json(headers)
+            require_credit(source)
             body = await self._bodies.read(headers.get(b"content-length", b""), receive)
-            prepared = self._producer.prepare(body)
+            prepared = self._producer.prepare(body, caller=source)
             del body  # free it while waiting for the broker
             self._bodies.hold(prepared.size)
             try:
@@ -54,18 +58,18 @@ class Ingest:
             finally:
                 self._bodies.release(prepared.size)
             response = _accepted(receipt)
-            self._log.published(receipt, perf_counter() - started)
+            self._log.published(receipt, perf_counter() - started, name)
         except (EventError, PublishError, ProblemError) as error:
             problem = problem_of(error)
             response = problem.response()
-            _log_problem(self._log, error, problem, perf_counter() - started)
+            _log_problem(self._log, error, problem, perf_counter() - started, name)
         except ClientDisconnect:
             response = Response(status_code=400)  # not delivered: the client has disconnected
-            self._log.failed("info", "abandoned", "client-disconnect", perf_counter() - started)
+            self._log.failed("info", "abandoned", "client-disconnect", perf_counter() - started, source=name)
         except Exception as error:  # noqa: BLE001
             # If it were raised, the server would log a traceback for each request.
             response = DEFECT.response()
-            self._log.defect(error, DEFECT.type, perf_counter() - started)
+            self._log.defect(error, DEFECT.type, perf_counter() - started, name)
         await response(scope, receive, send)
 
 
@@ -88,10 +92,11 @@ def _accepted(receipt: Receipt) -> Response:
     return Response(msgspec.json.encode(answer), 202, media_type="application/json")
 
 
-def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float) -> None:
+def _log_problem(log: EventLog, error: Exception, problem: Problem, seconds: float, source: str) -> None:
     """Log an event that was not published: as an error if the topic is rejected, which an operator must fix."""
     names = ("event_type", "event_id", "topic", "traceparent", "error_type")
-    fields = {name: getattr(error, name, "") for name in names} | {"detail": getattr(error, "log_detail", "")}
+    fields = {name: getattr(error, name, "") for name in names}
+    fields |= {"detail": getattr(error, "log_detail", ""), "source": source}
     if problem.errors:
         fields["faults"] = ", ".join(f"{fault.pointer} {fault.code}".strip() for fault in problem.errors[:MOST_FAULTS])
     if problem.status < 500:

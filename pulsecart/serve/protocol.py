@@ -59,7 +59,8 @@ class ConnectionLimits:
     """Maximum time that a client may leave an answer unread; then the connection is closed."""
 
     linger_seconds: float = 2
-    """How long the rest of a body is read and discarded if the answer is sent before the end of the body."""
+    """How long a connection stays open if its answer is sent before the end of the body, of which the rest is read and
+    discarded. With an answer that says `Connection: close`, nothing more is read."""
 
     linger_bytes: int = 10_485_760
     """How many bytes of that rest are read."""
@@ -209,7 +210,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        return self in self._shared.waiting and not self._searched
+        return self in self._shared.waiting and not self._searched and self._body is None
 
     async def drained(self) -> None:
         """Wait until the client has read enough or the connection is lost."""
@@ -394,8 +395,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     # Answers.
 
-    def ended(self, *, keep_alive: bool) -> None:
-        """Continue after an answer with the next request, or close the connection."""
+    def ended(self, *, keep_alive: bool, reads_rest: bool = True) -> None:
+        """Continue after an answer with the next request, or close the connection.
+
+        If the answer came before the end of the body, `reads_rest` says whether the rest is read and discarded.
+        """
         self._exchange = None
         self._server_state.total_requests += 1
         if self._transport.is_closing():
@@ -404,8 +408,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             # The client may not read the answer until it has sent the whole body. Closing now would reset the
             # connection, and the answer could be lost.
             self._discarded = 0
-            self._expect(self._limits.linger_seconds, self.close)
-            self._resume_reading()
+            self._wait(self._limits.linger_seconds)
+            if reads_rest:
+                self._resume_reading()
+            else:
+                self._unread = b""
+                self._pause_reading()
         elif not keep_alive or self._at_end:
             self.close()
         else:
@@ -600,6 +608,7 @@ class _Exchange:
         "_arrived",
         "_at_end",
         "_chunked",
+        "_closes",
         "_default_headers",
         "_delivered",
         "_disconnected",
@@ -643,6 +652,8 @@ class _Exchange:
         self.started = self.complete = False
         self._head = b""
         self._chunked = False
+        self._closes = False
+        """Whether the application has answered with Connection: close."""
         self._length: int | None = 0
         """What is still to come of a body of declared length; None if the length is not known."""
 
@@ -754,6 +765,7 @@ class _Exchange:
                 self._length, sized = int(value), True
             elif name == b"connection" and value.lower() == b"close":
                 self.keep_alive = False
+                self._closes = True
                 continue
             elif name == b"transfer-encoding":
                 continue  # set below if needed
@@ -793,7 +805,7 @@ class _Exchange:
         else:
             self.complete = True
             self._notify()
-            self._protocol.ended(keep_alive=self.keep_alive)
+            self._protocol.ended(keep_alive=self.keep_alive, reads_rest=not self._closes)
 
     def _flush(self, body: bytes) -> None:
         head, self._head = self._head, b""

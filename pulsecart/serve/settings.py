@@ -1,6 +1,7 @@
 """The settings: what each is called, what it does, its default and its values, and what contradicts what."""
 
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from attrs import Factory, evolve, field, frozen
@@ -14,6 +15,7 @@ from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 from pulsecart.serve import values
 from pulsecart.serve.hosts import is_listed, is_loopback
 from pulsecart.suggest import nearest
+from pulsecart.transports.pubsub import DEFAULT_CONNECTIONS, DEFAULT_ENDPOINT
 
 __all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings"]
 
@@ -25,6 +27,7 @@ _DEV_PROJECT = "pulsecart-dev"
 # The groups of `pulsecart serve --help`, which shows settings in the order in which they are defined.
 _WHAT = "What to serve"
 _WHERE = "Where events go"
+_ACCESS = "Who may send events"
 _LIMITS = "Limits"
 _BATCHING = "Ordering and batching"
 _TELEMETRY = "Telemetry and logs"
@@ -120,8 +123,60 @@ class Settings:
         _WHERE,
         "HOST:PORT",
         "Pub/Sub's endpoint. For order, name a region's, such as us-central1-pubsub.googleapis.com:443.",
-        default="pubsub.googleapis.com:443",
+        default=DEFAULT_ENDPOINT,
         validator=values.address,
+    )
+    wire: Literal["rest", "grpc"] = _choice(
+        "PULSECART_WIRE",
+        _WHERE,
+        ("rest", "grpc"),
+        "How requests get to Pub/Sub: rest, or grpc for messages over 7,340,032 bytes and networks that need it.",
+        default="rest",
+    )
+    connections: int = _number(
+        "PULSECART_CONNECTIONS",
+        _WHERE,
+        "NUMBER",
+        "The most connections of one process to Pub/Sub by REST. Each carries one request at a time.",
+        (1, 1000),
+        default=DEFAULT_CONNECTIONS,
+    )
+    connect_to: str = _setting(
+        "PULSECART_CONNECT_TO",
+        _WHERE,
+        "HOST:PORT",
+        "The address to connect to in place of the endpoint's, for private and restricted endpoints. TLS verifies the "
+        "endpoint's name.",
+        default="",
+        validator=values.address,
+        shown="none",
+    )
+    ca_file: str = _setting(
+        "PULSECART_CA_FILE",
+        _WHERE,
+        "FILE",
+        "The root certificates to trust for Pub/Sub, as PEM.",
+        default="",
+        validator=values.file,
+        shown="the system's",
+    )
+    client_certificate_file: str = _setting(
+        "PULSECART_CLIENT_CERTIFICATE_FILE",
+        _WHERE,
+        "FILE",
+        "The client certificate for mutual TLS with Pub/Sub, with its chain, as PEM.",
+        default="",
+        validator=values.file,
+        shown="none",
+    )
+    client_key_file: str = _setting(
+        "PULSECART_CLIENT_KEY_FILE",
+        _WHERE,
+        "FILE",
+        "The private key of the client certificate, as PEM, if it is not in the same file.",
+        default="",
+        validator=values.file,
+        shown="none",
     )
     emulator_host: str = _setting(
         "PUBSUB_EMULATOR_HOST",
@@ -139,6 +194,61 @@ class Settings:
         "How long the broker may take to confirm an event, from the end of the request's body; then the answer is 503.",
         (0.1, 600.0),
         default=10.0,
+    )
+    auth: str = _setting(
+        "PULSECART_AUTH",
+        _ACCESS,
+        "[none|keys|oidc|keys,oidc]",
+        "How callers are authenticated: by keys, by tokens of identity providers (oidc), by either, or not at all.",
+        default=Factory(lambda self: "none" if self.environment == "dev" else "", takes_self=True),
+        parse=values.parse_auth,
+        validator=values.auth,
+        shown="none in development; elsewhere it must be set",
+    )
+    sources: str = _setting(
+        "PULSECART_SOURCES",
+        _ACCESS,
+        "FILE",
+        "A TOML file of the sources: their keys or subjects, event types and rates. Changes count within 5 seconds.",
+        default="",
+        shown="none",
+    )
+    oidc_issuers: tuple[str, ...] = _setting(
+        "PULSECART_OIDC_ISSUERS",
+        _ACCESS,
+        "URLS",
+        "The issuers whose tokens are accepted, separated by commas.",
+        default=(),
+        parse=values.names,
+        validator=values.issuers,
+        shown="none",
+    )
+    oidc_audience: str = _setting(
+        "PULSECART_OIDC_AUDIENCE",
+        _ACCESS,
+        "AUDIENCE",
+        "The audience that tokens must be for.",
+        default="",
+        shown="none",
+    )
+    oidc_jwks: str = _setting(
+        "PULSECART_OIDC_JWKS",
+        _ACCESS,
+        "FILE|URL",
+        "Where the signing keys of the only issuer are, if not where its discovery says.",
+        default="",
+        validator=values.jwks,
+        shown="none",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "PULSECART_CORS_ORIGINS",
+        _ACCESS,
+        "ORIGINS",
+        "Origins whose web pages may send events, separated by commas, or *; never opens /dev.",
+        default=(),
+        parse=values.names,
+        validator=values.origins,
+        shown="none",
     )
     max_body_bytes: int = _number(
         "PULSECART_MAX_BODY_BYTES",
@@ -288,6 +398,11 @@ class Settings:
         """The catalog of the event types that are served. Raises `DefinitionError`."""
         return load_catalog(self.events, commerce=self.commerce_events == "true")
 
+    @property
+    def uses_oidc(self) -> bool:
+        """Whether tokens of identity providers are accepted."""
+        return "oidc" in self.auth
+
     def may_use_dev(self, host: str) -> bool:
         """Return whether a host, by name or address, may use the `/dev` routes: loopback and `dev_hosts` may."""
         return is_loopback(host) or is_listed(host, self.dev_hosts)
@@ -321,10 +436,15 @@ class Settings:
                 "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
+        problems += self._contradictions_of_access()
         try:
             _ = self.limits
         except ValueError as error:
             problems.append(f"PULSECART_BATCHING and PULSECART_PUBLISH_DEADLINE: {error}")
+        if self.wire == "grpc" and find_spec("google.pubsub_v1") is None:
+            problems.append("PULSECART_WIRE=grpc needs google-cloud-pubsub: pip install 'pulsecart[grpc]'")
+        if self.client_key_file and not self.client_certificate_file:
+            problems.append("PULSECART_CLIENT_KEY_FILE needs PULSECART_CLIENT_CERTIFICATE_FILE")
         if self.transport == "pubsub":
             if self.project == _DEV_PROJECT:
                 problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")
@@ -333,4 +453,37 @@ class Settings:
                     f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
                     "unset it, or set PULSECART_TRANSPORT=emulator"
                 )
+        return problems
+
+    def _contradictions_of_access(self) -> list[str]:
+        if not self.auth:
+            problem = (
+                f"PULSECART_AUTH is not set, but ENVIRONMENT is {self.environment}: set it to keys, oidc or keys,oidc, "
+                "or to none if all who can reach the port may send any event, as behind a mesh that authenticates"
+            )
+            return [problem]
+        needs = {
+            "PULSECART_SOURCES": (self.sources, self.auth != "none"),
+            "PULSECART_OIDC_ISSUERS": (self.oidc_issuers, self.uses_oidc),
+            "PULSECART_OIDC_AUDIENCE": (self.oidc_audience, self.uses_oidc),
+        }
+        problems = [
+            f"PULSECART_AUTH is {self.auth}, so {variable} must be set"
+            for variable, (value, needed) in needs.items()
+            if needed and not value
+        ]
+        optional = {"PULSECART_OIDC_JWKS": (self.oidc_jwks, self.uses_oidc)}
+        problems += [
+            f"{variable} is set, but PULSECART_AUTH is {self.auth}, so that it has no effect: unset it, or set "
+            f"PULSECART_AUTH={'keys' if variable == 'PULSECART_SOURCES' else 'oidc'}"
+            for variable, (value, needed) in (needs | optional).items()
+            if value and not needed
+        ]
+        if self.oidc_jwks and len(self.oidc_issuers) > 1:
+            problems.append(
+                f"PULSECART_OIDC_JWKS has the keys of one issuer, but PULSECART_OIDC_ISSUERS names "
+                f"{len(self.oidc_issuers)}: name one, or unset PULSECART_OIDC_JWKS"
+            )
+        if "*" in self.cors_origins and len(self.cors_origins) > 1:
+            problems.append("PULSECART_CORS_ORIGINS has * and other origins: * already allows all of them")
         return problems

@@ -5,10 +5,12 @@ A parser returns text that it cannot parse as it is, for the validator to reject
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import attrs
 
+from pulsecart.access.urls import is_secure, is_url
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Batching
 from pulsecart.serve.hosts import network
@@ -16,14 +18,20 @@ from pulsecart.suggest import closest
 
 __all__ = [
     "address",
+    "auth",
     "batching",
     "between",
+    "file",
     "host_names",
+    "issuers",
+    "jwks",
     "names",
     "number",
     "one_of",
     "option",
     "ordering",
+    "origins",
+    "parse_auth",
     "parse_batching",
     "parse_ordering",
     "project",
@@ -67,6 +75,11 @@ def number(text: str) -> int | float | str:
 def names(text: str) -> tuple[str, ...]:
     """Parse names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_auth(text: str) -> str:
+    """Parse words separated by commas, in any order."""
+    return ",".join(sorted(names(text)))
 
 
 def parse_ordering(text: str) -> dict[str, str]:
@@ -116,10 +129,49 @@ def between(low: float, high: float) -> Validator:
     return validate
 
 
+def auth(settings: Any, setting: Setting, value: str) -> None:
+    """Accept the ways to authenticate, or an empty string: nothing has been decided."""
+    if value:
+        one_of("none", "keys", "oidc", "keys,oidc")(settings, setting, value)
+
+
+def issuers(_settings: Any, setting: Setting, value: Collection[str]) -> None:
+    """Accept addresses of issuers."""
+    for issuer in value:
+        if not is_secure(issuer) or "?" in issuer:
+            _reject(setting, "https URLs (http on loopback only), separated by commas", issuer)
+
+
+def jwks(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept the path of a file or an address, or an empty string."""
+    if is_url(value) and not is_secure(value):
+        _reject(setting, "a file or an https URL (http on loopback only)", value)
+
+
+def origins(_settings: Any, setting: Setting, value: Collection[str]) -> None:
+    """Accept origins as browsers write them, or `*`."""
+    for origin in value:
+        if origin != "*" and not re.fullmatch(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", origin, re.ASCII):
+            _reject(
+                setting,
+                "origins in lower case and without a path, separated by commas, such as https://shop.example, or *",
+                origin,
+            )
+
+
 def address(_settings: Any, setting: Setting, value: str) -> None:
     """Accept host:port, or an empty string."""
     if value and not re.fullmatch(r"([^\s/:@]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", value):
         _reject(setting, "host:port, such as 127.0.0.1:8085", value)
+
+
+def file(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept the path of a file that can be read, or an empty string."""
+    if value:
+        try:
+            Path(value).read_bytes()
+        except OSError as error:
+            _reject(setting, "a file that can be read", value, f": {error.strerror}")
 
 
 def project(_settings: Any, setting: Setting, value: str) -> None:

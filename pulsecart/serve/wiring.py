@@ -4,30 +4,35 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from pulsecart.errors import BrokerUnavailable, SettingsError
 from pulsecart.events import Catalog
 from pulsecart.http import docs
 from pulsecart.http.body import Bodies
+from pulsecart.http.cors import Cors
 from pulsecart.http.dev import messages
 from pulsecart.http.dispatch import Application
 from pulsecart.http.drain import Drain
 from pulsecart.http.health import alive, ready
 from pulsecart.http.ingest import ROUTE, Ingest
 from pulsecart.http.problems import EXCEPTION_HANDLERS
-from pulsecart.ports import Inspectable, Observer, TopicAdmin, Transport
+from pulsecart.message import GRPC_LIMIT, REST_LIMIT
+from pulsecart.ports import UNOBSERVED, Inspectable, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
+from pulsecart.serve.access import Access
 from pulsecart.serve.environment import load_settings
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import export, logs
 from pulsecart.telemetry.observer import Telemetry
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "pubsub_transport"]
 
 _log = logging.getLogger("pulsecart")
 
@@ -38,13 +43,19 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     By default settings are read from the environment. A `transport` replaces the one in the settings; it
     is opened and closed with the application. Raises `SettingsError` or `DefinitionError`.
     """
-    settings, catalog = _load(settings)
+    settings, catalog, access = _load(settings)
     personal_data = settings.personal_data == "true"
     telemetry = Telemetry(traces_keys=personal_data, callers=settings.trace_callers)
     admin: TopicAdmin | None = None
     if transport is None:
         transport, admin = _make_transport(settings, telemetry)
-    producer = Producer(transport, catalog=catalog, ordering=settings.orderings, observer=telemetry)
+    producer = Producer(
+        transport,
+        catalog=catalog,
+        ordering=settings.orderings,
+        size_limit=GRPC_LIMIT if settings.wire == "grpc" else REST_LIMIT,
+        observer=telemetry,
+    )
     if not structlog.is_configured():
         logs.configure(settings.log_level, settings.project)
     event_log = logs.EventLog(personal_data=personal_data)
@@ -56,7 +67,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with export.exporting(telemetry.start), transport:
+        async with export.exporting(telemetry.start), access.opened(), transport:
             try:
                 missing = await missing_topics()
                 if admin is not None:
@@ -93,7 +104,13 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
         routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
     routes += _documents(settings, catalog, routes)
     app = Application(
-        {("POST", ROUTE): endpoint}, telemetry, routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
+        {("POST", ROUTE): endpoint},
+        telemetry,
+        access.guard(event_log),
+        routes=routes,
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=[Middleware(Cors, settings.cors_origins)] if settings.cors_origins else [],
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
@@ -103,20 +120,20 @@ def _documents(settings: Settings, catalog: Catalog, routes: list[Route]) -> lis
     """Return the routes of the documents that describe these routes and the catalog, if they are on."""
     if settings.docs == "false":
         return []
-    authenticated = getattr(settings, "auth", "none") != "none"
-    return docs.routes(catalog, [route.path for route in routes], authenticated=authenticated)
+    return docs.routes(catalog, [route.path for route in routes], authenticated=settings.auth != "none")
 
 
-def _load(settings: Settings | None) -> tuple[Settings, Catalog]:
+def _load(settings: Settings | None) -> tuple[Settings, Catalog, Access]:
     try:
         settings = load_settings() if settings is None else settings
         catalog = settings.catalog
         settings.require_topics(catalog.topics)
+        access = Access(settings, catalog)
     except SettingsError as error:
         # The servers that call this factory print a traceback, in which the problems are hard to find.
         _log.error("Invalid settings: %s", "; ".join(error.problems))
         raise
-    return settings, catalog
+    return settings, catalog, access
 
 
 def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, TopicAdmin | None]:
@@ -129,13 +146,32 @@ def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, 
             emulator = EmulatorTransport(
                 project=settings.project,
                 host=settings.emulator_host,
+                wire=settings.wire,
+                connections=settings.connections,
                 limits=settings.limits,
                 creates_topics=creates_topics,
                 observer=observer,
             )
             return emulator, emulator if creates_topics else None
         case _:
-            pubsub = PubSubTransport(
-                project=settings.project, endpoint=settings.endpoint, limits=settings.limits, observer=observer
-            )
-            return pubsub, None
+            return pubsub_transport(settings, observer), None
+
+
+def pubsub_transport(settings: Settings, observer: Observer = UNOBSERVED) -> PubSubTransport:
+    """Return the transport to Google Cloud Pub/Sub."""
+    return PubSubTransport(
+        project=settings.project,
+        endpoint=settings.endpoint,
+        connect_to=settings.connect_to,
+        wire=settings.wire,
+        connections=settings.connections,
+        roots=Path(settings.ca_file).read_bytes() if settings.ca_file else None,
+        client_certificate=_path(settings.client_certificate_file),
+        client_key=_path(settings.client_key_file),
+        limits=settings.limits,
+        observer=observer,
+    )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None

@@ -256,8 +256,8 @@ class EventLog:
     def _log(self) -> Any:
         return structlog.get_logger("pulsecart.events").bind()  # else it would be bound anew for each line
 
-    def published(self, receipt: Receipt, seconds: float) -> None:
-        """Log an event that the broker has."""
+    def published(self, receipt: Receipt, seconds: float, source: str = "") -> None:
+        """Log an event that the broker has, and the name of its source, if any."""
         self._log.info(
             "event published",
             outcome="published",
@@ -267,12 +267,13 @@ class EventLog:
             message_id=receipt.message_id,
             duration_ms=round(seconds * 1e3, 1),
             traceparent=receipt.traceparent,
+            **({"source": source} if source else {}),
         )
 
     def failed(self, severity: str, outcome: str, problem: str, seconds: float, **fields: Any) -> None:
         """Log an event that was not published: `outcome`, and the problem that was answered.
 
-        The problem and the fields `event_type` and `error_type` make the kind, of which there must be few.
+        The problem and the fields `event_type`, `error_type` and `source` make the kind, of which there must be few.
         """
         fields = {
             "event": f"event {outcome}",
@@ -281,7 +282,7 @@ class EventLog:
             "duration_ms": round(seconds * 1e3, 1),
             **{field: value for field, value in fields.items() if value},
         }
-        name = problem, fields.get("event_type"), fields.get("error_type")
+        name = problem, fields.get("event_type"), fields.get("error_type"), fields.get("source")
         write = partial(getattr(self._log, severity), **fields)
         left_out = self._floods.passes(name)
         if left_out is None:
@@ -290,12 +291,13 @@ class EventLog:
             write(**({"repeated": left_out} if left_out else {}))
             asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
 
-    def defect(self, error: Exception, problem: str, seconds: float) -> None:
+    def defect(self, error: Exception, problem: str, seconds: float, source: str = "") -> None:
         """Log a defect of ours with its traceback. Its message may repeat what the caller wrote: it is left out."""
         kind = type(error).__qualname__
         said = f"{kind}: {error}" if self._personal_data else kind
         frames = "".join(traceback.format_tb(error.__traceback__))
-        self.failed("error", "failed", problem, seconds, error_type=kind, exception=f"Traceback:\n{frames}{said}")
+        said = f"Traceback:\n{frames}{said}"
+        self.failed("error", "failed", problem, seconds, error_type=kind, source=source, exception=said)
 
     def flush(self) -> None:
         """Log what was left out so far."""

@@ -82,7 +82,7 @@ def tabulate() -> None:
     _record_request, _record_send = _request_durations.record, _send_durations.record
 
 
-_events: Counter[tuple[str, str, str]] = Counter()
+_events: Counter[tuple[str, str, str, str]] = Counter()
 _sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
 _requests: Counter[tuple[str, str]] = Counter()
 
@@ -93,9 +93,19 @@ def are_on() -> bool:
     return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
 
 
-def event_ended(event_type: str, outcome: str, error: str = "") -> None:
-    """Count an event by its type, its outcome (`published`, `refused`, `failed`, `abandoned`) and the kind of error."""
-    _events[event_type, outcome, error] += 1
+MOST_SOURCES = 200
+"""How many names of sources are label values; others, of files that change often, are `_OTHER`."""
+
+_sources: set[str] = {""}
+
+
+def event_ended(event_type: str, outcome: str, error: str = "", source: str = "") -> None:
+    """Count an event by type, outcome (`published`, `refused`, `failed`, `abandoned`), kind of error and source."""
+    if source not in _sources:
+        if len(_sources) > MOST_SOURCES:
+            source = OTHER
+        _sources.add(source)
+    _events[event_type, outcome, error, source] += 1
 
 
 def request_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
@@ -133,9 +143,10 @@ Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def _observe_events(_options: CallbackOptions) -> Iterator[Observation]:
-    for (event_type, outcome, error), count in dict(_events).items():
+    for (event_type, outcome, error, source), count in dict(_events).items():
         attributes = {"cloudevents.event_type": event_type, "pulsecart.outcome": outcome}
-        yield Observation(count, attributes | ({"error.type": error} if error else {}))
+        others = {"error.type": error, "pulsecart.source": source}
+        yield Observation(count, attributes | {name: value for name, value in others.items() if value})
 
 
 def _observe_sent(_options: CallbackOptions) -> Iterator[Observation]:
@@ -148,8 +159,8 @@ def _observe_requests(_options: CallbackOptions) -> Iterator[Observation]:
         yield Observation(count, {"messaging.destination.name": topic, "pulsecart.batch.size": size})
 
 
-def _sum_of(read: Callable[[Load], float]) -> Callback:
-    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)))]
+def _sum_of(read: Callable[[Load], float], attributes: Mapping[str, str] | None = None) -> Callback:
+    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)), attributes)]
 
 
 def _oldest_age(_options: CallbackOptions) -> list[Observation]:
@@ -178,4 +189,19 @@ _meter.create_observable_gauge(
 )
 _meter.create_observable_gauge(
     "pulsecart.oldest_message.age", [_oldest_age], "s", "How long the oldest unconfirmed message has waited."
+)
+_meter.create_observable_gauge(
+    "pulsecart.connections",
+    [
+        _sum_of(lambda load: load.connections - load.connections_in_use, {"state": "idle"}),
+        _sum_of(lambda load: load.connections_in_use, {"state": "used"}),
+    ],
+    "{connection}",
+    "Connections to the broker. On the gRPC wire, where a connection carries many requests, all are idle.",
+)
+_meter.create_observable_gauge(
+    "pulsecart.connections.awaited",
+    [_sum_of(lambda load: load.connections_awaited)],
+    "{request}",
+    "Requests that wait for a connection to the broker.",
 )

@@ -50,14 +50,14 @@ class _Active:
         self._traces = traces
         self._traces_keys = traces_keys
 
-    def rejected(self, event_type: str, error: Exception) -> None:
-        _count(event_type or metrics.OTHER, error)
+    def rejected(self, event_type: str, error: Exception, source: str) -> None:
+        _count(event_type or metrics.OTHER, error, source)
 
     def publishing(self, event: Prepared) -> Publishing:
         if self._traces is None:
-            return _Publishing(event.event_type, INVALID_SPAN, None)
+            return _Publishing(event, INVALID_SPAN, None)
         key = event.message.ordering_key if self._traces_keys else ""
-        return _Publishing(event.event_type, *self._traces.start_create(event, key))
+        return _Publishing(event, *self._traces.start_create(event, key))
 
     def current(self) -> Span | None:
         return tracing.recorded_span()
@@ -78,19 +78,20 @@ class _Active:
 
 
 class _Publishing:
-    def __init__(self, event_type: str, span: Span, context: Context | None) -> None:
-        self._event_type = event_type
+    def __init__(self, event: Prepared, span: Span, context: Context | None) -> None:
+        self._event_type = event.event_type
+        self._source = event.message.attributes.get("source", "")
         self._span = span
         self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
         self._token = None if context is None else contexts.attach(context)
 
     def published(self, message_id: str) -> None:
-        metrics.event_ended(self._event_type, "published")
+        metrics.event_ended(self._event_type, "published", source=self._source)
         self._span.set_attribute("messaging.message.id", message_id)
         self._end()
 
     def failed(self, error: BaseException) -> None:
-        tracing.fail(self._span, _count(self._event_type, error))
+        tracing.fail(self._span, _count(self._event_type, error, self._source))
         self._end()
 
     def _end(self) -> None:
@@ -147,12 +148,12 @@ class _Request:
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 
 
-def _count(event_type: str, error: BaseException) -> str:
+def _count(event_type: str, error: BaseException, source: str) -> str:
     """Count an event that was not published, by whose fault it was, and return what went wrong, in one word of few."""
     error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
     if isinstance(error, (EventError, MessageRefused)):
         outcome = "refused"
     else:
         outcome = "failed" if isinstance(error, Exception) else "abandoned"
-    metrics.event_ended(event_type, outcome, error_type)
+    metrics.event_ended(event_type, outcome, error_type, source)
     return error_type

@@ -1,4 +1,4 @@
-"""Transports: memory, the Pub/Sub emulator, and Google Cloud Pub/Sub.
+"""Transports: memory, the Pub/Sub emulator, and Google Cloud Pub/Sub; and `KeyedQueues`, for transports of your own.
 
 Each is imported on first access, and Google's packages only when a transport is opened, so that tests
 that use only the memory transport start fast.
@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pulsecart.transports.emulator import EmulatorTransport
+    from pulsecart.transports.keyed import Failure, KeyedQueues, Request, Send
     from pulsecart.transports.memory import MemoryTransport, PublishedMessage
     from pulsecart.transports.pubsub import PubSubTransport
 
-__all__ = ["EmulatorTransport", "MemoryTransport", "PubSubTransport", "PublishedMessage"]
+__all__ = [
+    "EmulatorTransport",
+    "Failure",
+    "KeyedQueues",
+    "MemoryTransport",
+    "PubSubTransport",
+    "PublishedMessage",
+    "Request",
+    "Send",
+]
 
 _MODULES = {
     "EmulatorTransport": "pulsecart.transports.emulator",
+    "Failure": "pulsecart.transports.keyed",
+    "KeyedQueues": "pulsecart.transports.keyed",
     "MemoryTransport": "pulsecart.transports.memory",
     "PubSubTransport": "pulsecart.transports.pubsub",
     "PublishedMessage": "pulsecart.transports.memory",
+    "Request": "pulsecart.transports.keyed",
+    "Send": "pulsecart.transports.keyed",
 }
 
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
-from pulsecart.transports.pubsub.remote import RemoteTransport
+from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
 
 if TYPE_CHECKING:
     from pulsecart.transports.pubsub.publisher import Publisher
+    from pulsecart.transports.pubsub.wire import Wire
 
 __all__ = ["EmulatorTransport"]
 
@@ -19,19 +20,25 @@ class EmulatorTransport(RemoteTransport):
     """Publishes to a Pub/Sub emulator at `host`, such as `127.0.0.1:8085`.
 
     An emulator loses its topics when it restarts. With `creates_topics`, publishing creates a missing topic.
+
+    `wire` and `connections` are those of `PubSubTransport`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (all of them are options)
         self,
         *,
         project: str,
         host: str,
+        wire: WireName = "rest",
+        connections: int = DEFAULT_CONNECTIONS,
         limits: Limits = _DEFAULT,
         creates_topics: bool = False,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._project = project
         self._host = host
+        self._wire = wire
+        self._connections = connections
         self._limits = limits
         self._creates_topics = creates_topics
         self._observer = observer
@@ -41,14 +48,27 @@ class EmulatorTransport(RemoteTransport):
         await self._open().create_topics(topics)
 
     async def _connect(self) -> "Publisher":
-        from pulsecart.transports.pubsub.publisher import Publisher, insecure_channel
+        from pulsecart.transports.pubsub.publisher import Publisher
+        from pulsecart.transports.pubsub.wire.dial import split_address
 
-        channels = [insecure_channel(self._host) for _ in range(2)]
         return Publisher(
-            channels,
+            self._make_wire(),
             project=self._project,
-            address=self._host,
+            server=split_address(self._host),
             limits=self._limits,
             creates_topics=self._creates_topics,
             observer=self._observer,
+        )
+
+    def _make_wire(self) -> "Wire":
+        if self._wire == "grpc":
+            from pulsecart.transports.pubsub.wire.grpc import GrpcWire, insecure
+
+            return GrpcWire(insecure(self._host), timeout=self._limits.attempt_timeout)
+        from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
+        from pulsecart.transports.pubsub.wire.rest import RestWire
+
+        host, port = split_address(self._host)
+        return RestWire(
+            Endpoint(host=host, port=port), connections=self._connections, timeout=self._limits.attempt_timeout
         )

@@ -15,10 +15,12 @@ import httpx
 import pytest
 
 from pulsecart import load_catalog
+from pulsecart.access.keys import HASH, digest
+from pulsecart.access.keys import new_key as new_access_key
 from pulsecart.serve.settings import Settings
+from pulsecart.testing import strict_pubsub
 from tests.google_login import new_key, service_account
 from tests.serving import run, serving
-from tests.strict_server import strict_server
 
 ORDER = {"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {"total": 89.9}}
 
@@ -121,7 +123,8 @@ def test_pubsub_transport_with_credentials(tmp_path):
     (tmp_path / "key.json").write_text(service_account(new_key()))
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    options = ("--transport", "pubsub", "--environment", "prod", "--project", "shop", "--endpoint", endpoint)
+    options = ("--transport", "pubsub", "--environment", "prod", "--auth", "none", "--project", "shop")
+    options += ("--endpoint", endpoint)
     with serving(*options, cwd=tmp_path, GOOGLE_APPLICATION_CREDENTIALS=str(tmp_path / "key.json")) as served:
         assert f"publishes to Google Cloud Pub/Sub at {endpoint}, project shop" in served.output
         assert httpx.get(f"{served.url}/readyz").status_code == 503
@@ -197,7 +200,8 @@ def test_port_in_use_is_an_error(tmp_path):
 @pytest.mark.anyio
 async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
     """On SIGTERM an event that the broker does not confirm is answered 503 before the deadline."""
-    async with strict_server(load_catalog().topics) as server:
+    async with strict_pubsub(load_catalog().topics) as server:
+        host = server.host
         gate = asyncio.Event()
         server.script.extend([gate] * 10)
         options = (
@@ -207,12 +211,14 @@ async def test_events_in_flight_at_shutdown_are_answered(tmp_path):
             "test",
             "--environment",
             "staging",
+            "--auth",
+            "none",
             "--publish-deadline",
             "60",
         )
 
         def serve_and_stop() -> tuple[httpx.Response, float, int]:
-            service = serving("--emulator-host", server.host, *options, cwd=tmp_path)
+            service = serving("--emulator-host", host, *options, cwd=tmp_path)
             with service as served, ThreadPoolExecutor(1) as threads:
                 answer = threads.submit(httpx.post, f"{served.url}/events/ingest", json=ORDER, timeout=60)
                 asyncio.run_coroutine_threadsafe(server.received(1), loop).result(30)
@@ -243,6 +249,51 @@ def test_wrong_settings_are_reported_together(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_serve_with_keys(tmp_path):
+    """A caller with a key is served; one without gets its 401 at once, even if it waits for 100 Continue."""
+    key = new_access_key()
+    sources = tmp_path / "sources.toml"
+    sources.write_text(f'[checkout]\nkeys = ["{HASH}{digest(key.encode()).hex()}"]\n')
+    with serving("--auth", "keys", "--sources", str(sources), cwd=tmp_path) as served:
+        url = f"{served.url}/events/ingest"
+        assert httpx.post(url, json=ORDER, headers={"Authorization": f"Bearer {key}"}).status_code == 202
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=10) as caller:
+            caller.sendall(
+                b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
+            )
+            answer = b"".join(iter(lambda: caller.recv(65_536), b""))
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+        assert b"100 Continue" not in answer
+        assert served.stop() == 0
+    assert '"source":"checkout"' in served.output
+    assert key[4:] not in served.output
+
+
+def test_wrong_sources_are_an_error_at_startup(tmp_path):
+    """Startup fails with file, line and reason, without a traceback."""
+    (tmp_path / "sources.toml").write_text("[checkout]\nrate = 0\n")
+    ended = run("serve", "--auth", "keys", "--sources", "sources.toml", "--port", "0", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "sources.toml, line 2: [checkout] rate must be" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = run("serve", "--auth", "keys", "--sources", "none.toml", "--port", "0", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "none.toml: the sources file cannot be read: No such file or directory" in ended.stderr
+
+
+def test_oidc_without_its_extra_is_an_error_at_startup(tmp_path):
+    """If PyJWT is not installed, the message says what to install."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['jwt'] = None\n")
+    (tmp_path / "sources.toml").write_text("")
+    options = ("--sources", "sources.toml", "--oidc-issuers", "https://a.example", "--oidc-audience", "x")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = run("serve", "--auth", "oidc", *options, "--port", "0", cwd=tmp_path, env=environment)
+    assert ended.returncode == 2
+    assert "pip install 'pulsecart[oidc]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_event_module_that_does_not_import_is_an_error(tmp_path):
     """Startup fails with the name of the module."""
     ended = run("serve", "--events", "no_such_module", cwd=tmp_path)
@@ -260,6 +311,7 @@ def test_help_shows_every_setting_in_its_group(tmp_path, columns):
     assert [group.partition(":")[0] for group in groups[1:]] == [
         "What to serve",
         "Where events go",
+        "Who may send events",
         "Limits",
         "Ordering and batching",
         "Telemetry and logs",

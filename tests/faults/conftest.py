@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from attrs import define
 
+from pulsecart.testing import StrictPubsub, strict_pubsub
 from tests.faults.load import Load, first_deliveries
 from tests.faults.proxy import Proxy, proxy
 from tests.serving import Served, serving
-from tests.strict_server import StrictServer, strict_server
 from tests.subscriber import Subscriber, subscriber
 
 TOPIC = "pulsecart.commerce-events"
@@ -115,12 +115,12 @@ def judge_by_subscriber(judged) -> Callable[..., object]:
 
 
 @pytest.fixture
-def strictly(tmp_path: Path) -> Callable[..., AsyncIterator[tuple[Served, StrictServer]]]:
+def strictly(tmp_path: Path) -> Callable[..., AsyncIterator[tuple[Served, StrictPubsub]]]:
     """Run the service with the strict server as its broker."""
 
     @asynccontextmanager
-    async def run(*arguments: str, **environment: str) -> AsyncIterator[tuple[Served, StrictServer]]:
-        async with strict_server([TOPIC], project="strict") as server:
+    async def run(*arguments: str, **environment: str) -> AsyncIterator[tuple[Served, StrictPubsub]]:
+        async with strict_pubsub([TOPIC], project="strict") as server:
             options = ("--project", "strict", "--emulator-host", server.host, "--publish-deadline", DEADLINE)
             service = serving(*options, *arguments, cwd=tmp_path, **environment)
             served = await asyncio.to_thread(service.__enter__)
@@ -136,7 +136,7 @@ def strictly(tmp_path: Path) -> Callable[..., AsyncIterator[tuple[Served, Strict
 def judge_by_server(judged) -> Callable[..., None]:
     """Check a load by the messages that the strict server has confirmed."""
 
-    def judge(load: Load, served: Served, server: StrictServer, fault_ended: float | None = None) -> None:
+    def judge(load: Load, served: Served, server: StrictPubsub, fault_ended: float | None = None) -> None:
         delivered = [message.attributes["event_id"] for message in server.confirmed]
         judged(load, delivered, served.peak_memory_mb, fault_ended)
 

@@ -12,13 +12,13 @@ import pytest
 
 from pulsecart import BrokerUnavailable, Limits, Producer, Receipt
 from pulsecart.events import OrderPlaced
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport
 from tests.faults.conftest import TOPIC, until
 from tests.faults.load import Load, call, crowd
 from tests.faults.proxy import Proxy, proxy
-from tests.google_login import certificate_for_localhost, token_endpoint
+from tests.google_login import token_endpoint
 from tests.serving import serving
-from tests.strict_server import strict_server
 from tests.subscriber import subscriber
 
 pytestmark = [pytest.mark.faults, pytest.mark.emulator, pytest.mark.anyio]
@@ -84,7 +84,7 @@ async def test_topic_deleted_and_created_again(start, world, judged, scale):
     """While the topic is missing, events get retryable errors; when it exists again, they are published."""
     load = Load()
     # In development the service would create it, and publish to it before it has a subscription.
-    async with world("--transport", "emulator", "--environment", "staging") as w:
+    async with world("--transport", "emulator", "--environment", "staging", "--auth", "none") as w:
         callers = start(crowd(w.served.url, load, USERS, 40 * scale, pause=0.02))
         await until(lambda: len(load.accepted) > 100)
         await asyncio.to_thread(w.subscriber.delete_topic, TOPIC)
@@ -157,16 +157,16 @@ async def test_one_hot_user(strictly, judge_by_server):
 async def test_token_endpoint_down(start, judged, tmp_path):
     """When tokens expire and cannot be renewed, events get retryable errors until there is a new token."""
     load = Load()
-    key, certificate = certificate_for_localhost()
-    (tmp_path / "roots.pem").write_bytes(certificate)
     with token_endpoint(lifetime=4) as endpoint:
         machine = endpoint.url.removeprefix("http://")
-        async with strict_server([TOPIC], project="strict", certificate=(key, certificate)) as server:
+        async with strict_pubsub([TOPIC], project="strict", tls=True) as server:
             options = (
                 "--transport",
                 "pubsub",
                 "--environment",
                 "prod",
+                "--auth",
+                "none",
                 "--project",
                 "strict",
                 "--endpoint",
@@ -180,7 +180,7 @@ async def test_token_endpoint_down(start, judged, tmp_path):
                 CLOUDSDK_CONFIG=str(tmp_path),
                 GCE_METADATA_HOST=machine,
                 GCE_METADATA_IP=machine,
-                GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=str(tmp_path / "roots.pem"),
+                GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=server.roots_file,
                 PUBSUB_EMULATOR_HOST="",
             )
             served = await asyncio.to_thread(service.__enter__)

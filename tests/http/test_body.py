@@ -110,7 +110,7 @@ async def test_waiting_events_over_half_of_max_bytes_are_503(order_json):
         await gate.wait()
 
     transport = MemoryTransport(hang)
-    body = order_json(payload={"x": "y" * 9_000_000})
+    body = order_json(payload={"x": "y" * 7_000_000})
     async with served(transport, HALF_OF_ALL) as client:
         waiting = asyncio.create_task(ingest(client, body))
         async with asyncio.timeout(10):

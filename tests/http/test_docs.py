@@ -21,7 +21,7 @@ from pulsecart.transports import MemoryTransport
 from tests.http.client import DEV, JSON, problem, served
 
 PATHS = ["/schemas", "/schemas/order.placed", "/openapi.json", "/asyncapi.json"]
-PROD = Settings(transport="pubsub", environment="prod", project="shop")
+PROD = Settings(transport="pubsub", environment="prod", project="shop", auth="none")
 ALL_PATHS = [
     "/events/ingest",
     "/events/batch",
@@ -154,6 +154,21 @@ def test_every_post_route_has_examples_and_every_error(authenticated):
                 Draft202012Validator(media["schema"] | {"components": document["components"]}).validate(each)
     assert "security" not in document["paths"]["/health"]["get"]
     assert ("security" in document["paths"]["/dev/messages"]["get"]) is authenticated
+
+
+async def test_documents_need_no_credentials_and_describe_them(tmp_path):
+    """With authentication, events need a key, the documents do not, and they say so."""
+    sources = tmp_path / "sources.toml"
+    sources.write_text(f'[checkout]\nkeys = ["sha256:{"0" * 64}"]\n')
+    async with served(settings=attrs.evolve(DEV, auth="keys", sources=str(sources))) as client:
+        document = (await client.get("/openapi.json")).json()
+        assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+        response = await client.post("/events/ingest", json={})
+        problem(response, 401, "unauthenticated")
+        described = document["paths"]["/events/ingest"]["post"]["responses"]["401"]
+        assert described["headers"].keys() == {"WWW-Authenticate"}
+        schema = described["content"]["application/problem+json"]["schema"]
+        Draft202012Validator(schema | {"components": document["components"]}).validate(response.json())
 
 
 def contents(responses: Any) -> list[Any]:

@@ -10,9 +10,9 @@ from starlette.routing import Mount
 from pulsecart import BrokerUnavailable, TransportClosed
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import MemoryTransport
 from tests.http.client import problem, served
-from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ async def test_not_ready_is_a_problem(error, type_):
 
 async def test_readiness_has_no_side_effects():
     """GET /readyz lists the topics that an emulator has lost, but does not create them."""
-    async with strict_server([]) as server:
+    async with strict_pubsub([]) as server:
         app = create_app(Settings(transport="emulator", emulator_host=server.host, project="test"))
         async with app.router.lifespan_context(app), calling(app) as client:
             assert len(server.topics) == 3
@@ -97,9 +97,9 @@ async def test_memory_is_always_ready(client):
 
 async def test_unreachable_broker_is_not_ready_unless_excluded(caplog):
     """/readyz is 503 while the broker cannot be reached, unless it is excluded; the service starts and is live."""
-    async with strict_server([]) as server:
+    async with strict_pubsub([]) as server:
         host = server.host
-    settings = Settings(transport="emulator", emulator_host=host, environment="staging", project="test")
+    settings = Settings(transport="emulator", emulator_host=host, environment="staging", auth="none", project="test")
     async with served(settings=settings) as client:
         assert "not available yet" in caplog.text
         document = problem(await client.get("/readyz"), 503, "broker-unavailable")

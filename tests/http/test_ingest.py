@@ -129,13 +129,16 @@ async def test_other_media_type_or_coding_is_415(client, order_json, headers, ac
     assert response.headers[accept[0]] == accept[1]
 
 
-async def test_message_over_the_limit_of_pubsub_is_413(order_json):
-    """A body within the limit whose message exceeds Pub/Sub's limit is 413, not 500."""
-    settings = Settings(transport="memory", max_body_bytes=10_000_000)
+@pytest.mark.parametrize(("wire", "limit"), [("rest", 7_340_032), ("grpc", 10_000_000)])
+async def test_message_over_the_limit_of_the_wire_is_413(order_json, wire, limit):
+    """A body within the limit whose message exceeds the wire's limit is 413, on every transport."""
+    settings = Settings(transport="memory", max_body_bytes=10_000_000, wire=wire)
     body = order_json(payload={"x": ""})
-    body = order_json(payload={"x": "y" * (10_000_000 - len(body))})
+    body = order_json(payload={"x": "y" * (limit - len(body))})
     async with served(settings=settings) as client:
-        assert problem(await ingest(client, body), 413, "body-too-large")["limit"] == 10_000_000
+        refused = problem(await ingest(client, body), 413, "body-too-large")
+    assert refused["limit"] == limit
+    assert ("PULSECART_WIRE=grpc" in refused["detail"]) == (wire == "rest")
 
 
 async def test_disconnect_before_the_end_of_the_body_publishes_nothing(order_json):

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from pulsecart import Message, errors
+from pulsecart import REST_LIMIT, Message, errors
 from pulsecart.app import create_app
 from pulsecart.http.problems import problem_of
 from pulsecart.serve.settings import Settings
@@ -23,7 +23,7 @@ ERRORS = [
 @pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
 def test_every_error_class_has_a_problem(cls):
     """Each error that an event can raise has a status and type, and is retryable only if the status is 5xx."""
-    error = cls(MESSAGE, 2, 1) if cls is errors.MessageTooLarge else cls("text")
+    error = cls(MESSAGE, 2, REST_LIMIT) if cls is errors.MessageTooLarge else cls("text")
     document = problem_of(error)
     assert 400 <= document.status < 600
     assert document.type

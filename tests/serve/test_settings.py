@@ -1,4 +1,5 @@
 import os
+import sys
 
 import attrs
 import pytest
@@ -31,6 +32,12 @@ def test_defaults():
         "project": "pulsecart-dev",
         "emulator_host": "",
         "endpoint": "pubsub.googleapis.com:443",
+        "wire": "rest",
+        "connections": 64,
+        "connect_to": "",
+        "ca_file": "",
+        "client_certificate_file": "",
+        "client_key_file": "",
         "publish_deadline": 10.0,
         "max_body_bytes": 1_048_576,
         "body_timeout": 10.0,
@@ -47,6 +54,12 @@ def test_defaults():
         "trace_url": "",
         "ordering": {},
         "dev_hosts": (),
+        "auth": "none",
+        "sources": "",
+        "oidc_issuers": (),
+        "oidc_audience": "",
+        "oidc_jwks": "",
+        "cors_origins": (),
         "batching": {"pulsecart.user-actions": {"max_messages": 100, "max_bytes": 1_048_576, "max_latency": 0.05}},
     }
 
@@ -65,6 +78,12 @@ def test_every_setting_is_read_from_its_variable():
         GCP_PROJECT_ID="shop",
         PUBSUB_EMULATOR_HOST="localhost:8085",
         PULSECART_ENDPOINT="us-central1-pubsub.googleapis.com:443",
+        PULSECART_WIRE="grpc",
+        PULSECART_CONNECTIONS="128",
+        PULSECART_CONNECT_TO="restricted.googleapis.com:443",
+        PULSECART_CA_FILE=__file__,
+        PULSECART_CLIENT_CERTIFICATE_FILE=__file__,
+        PULSECART_CLIENT_KEY_FILE=__file__,
         PULSECART_PUBLISH_DEADLINE="2.5",
         PULSECART_MAX_BODY_BYTES="10000000",
         PULSECART_BODY_TIMEOUT="3",
@@ -78,6 +97,12 @@ def test_every_setting_is_read_from_its_variable():
         PULSECART_TRACE_CALLERS="never",
         PULSECART_TRACE_URL="http://localhost:16686/trace/{trace_id}",
         PULSECART_DEV_HOSTS="pulsecart, 172.16.0.0/12,::1",
+        PULSECART_AUTH="oidc, keys",
+        PULSECART_SOURCES="sources.toml",
+        PULSECART_OIDC_ISSUERS="https://accounts.google.com",
+        PULSECART_OIDC_AUDIENCE="https://pulsecart.shop.example",
+        PULSECART_OIDC_JWKS="http://127.0.0.1:8080/keys",
+        PULSECART_CORS_ORIGINS="https://shop.example, http://localhost:3000",
     ) == Settings(
         transport="emulator",
         environment="staging",
@@ -90,6 +115,12 @@ def test_every_setting_is_read_from_its_variable():
         project="shop",
         emulator_host="localhost:8085",
         endpoint="us-central1-pubsub.googleapis.com:443",
+        wire="grpc",
+        connections=128,
+        connect_to="restricted.googleapis.com:443",
+        ca_file=__file__,
+        client_certificate_file=__file__,
+        client_key_file=__file__,
         publish_deadline=2.5,
         max_body_bytes=10_000_000,
         body_timeout=3.0,
@@ -102,6 +133,12 @@ def test_every_setting_is_read_from_its_variable():
         trace_callers="never",
         trace_url="http://localhost:16686/trace/{trace_id}",
         dev_hosts=("pulsecart", "172.16.0.0/12", "::1"),
+        auth="keys,oidc",
+        sources="sources.toml",
+        oidc_issuers=("https://accounts.google.com",),
+        oidc_audience="https://pulsecart.shop.example",
+        oidc_jwks="http://127.0.0.1:8080/keys",
+        cors_origins=("https://shop.example", "http://localhost:3000"),
         batching={
             "a": Batching(max_messages=10, max_bytes=1000, max_latency=0.02),
             "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
@@ -112,7 +149,8 @@ def test_every_setting_is_read_from_its_variable():
 @pytest.mark.parametrize(("environment", "docs"), [("dev", "true"), ("staging", "false"), ("prod", "false")])
 def test_documents_are_on_in_development(environment, docs):
     """The documents are on by default in development only."""
-    assert read(ENVIRONMENT=environment, PULSECART_TRANSPORT="pubsub", GCP_PROJECT_ID="shop").docs == docs
+    shop = {"PULSECART_TRANSPORT": "pubsub", "GCP_PROJECT_ID": "shop", "PULSECART_AUTH": "none"}
+    assert read(ENVIRONMENT=environment, **shop).docs == docs
 
 
 def test_empty_variable_counts_as_not_set():
@@ -133,7 +171,12 @@ def test_emulator_is_implied_only_in_development(environment):
         f"PUBSUB_EMULATOR_HOST is set, but ENVIRONMENT is {environment} and PULSECART_TRANSPORT is not set: unset "
         "PUBSUB_EMULATOR_HOST, or set PULSECART_TRANSPORT=emulator if events are meant for an emulator"
     )
-    chosen = read(PUBSUB_EMULATOR_HOST="localhost:8085", ENVIRONMENT=environment, PULSECART_TRANSPORT="emulator")
+    chosen = read(
+        PUBSUB_EMULATOR_HOST="localhost:8085",
+        ENVIRONMENT=environment,
+        PULSECART_TRANSPORT="emulator",
+        PULSECART_AUTH="none",
+    )
     assert chosen.transport == "emulator"
 
 
@@ -228,6 +271,23 @@ def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
     assert says in problems(**environment)
 
 
+def test_grpc_without_its_package_names_the_extra(monkeypatch):
+    """The gRPC wire is an extra."""
+    monkeypatch.setitem(sys.modules, "google.pubsub_v1", None)
+    assert "pip install 'pulsecart[grpc]'" in problems(PULSECART_WIRE="grpc", PULSECART_TRANSPORT="memory")
+
+
+@pytest.mark.parametrize("name", ["PULSECART_CA_FILE", "PULSECART_CLIENT_CERTIFICATE_FILE"])
+def test_file_that_cannot_be_read_is_rejected(name):
+    """A file is read at startup, so that a wrong path is found then."""
+    assert "must be a file that can be read, not '/nowhere.pem': No such file" in problems(**{name: "/nowhere.pem"})
+
+
+def test_client_key_without_certificate_is_rejected():
+    """A client's key alone has no use."""
+    assert "needs PULSECART_CLIENT_CERTIFICATE_FILE" in problems(PULSECART_CLIENT_KEY_FILE=__file__)
+
+
 @pytest.mark.parametrize("variable", ["PULSECART_ENDPOINT", "PUBSUB_EMULATOR_HOST"])
 @pytest.mark.parametrize("value", ["user:hunter2@host:80", "hunter2@host:80", "http://user:hun/ter2@host"])
 def test_credentials_in_an_address_are_not_repeated(variable, value):
@@ -317,7 +377,7 @@ def test_all_problems_are_reported_together():
     text = problems(
         PORT="x", PULSECART_ZZZ="1", PULSECART_TRANSPORT="memory", ENVIRONMENT="staging", PULSECART_WORKERS="3"
     )
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
 
 
 def test_settings_made_in_python_are_validated():
@@ -327,6 +387,76 @@ def test_settings_made_in_python_are_validated():
     for wrong in ({"transport": "memry"}, {"port": -1}, {"port": "80"}, {"publish_deadline": -3.0}):
         with pytest.raises(SettingsError, match="must be"):
             Settings(**{"transport": "memory"} | wrong)
+
+
+@pytest.mark.parametrize("environment", ["staging", "prod"])
+def test_authentication_must_be_decided_outside_development(environment):
+    """In staging and prod an open service is a decision, also with a transport of one's own."""
+    options = {"ENVIRONMENT": environment, "PULSECART_TRANSPORT": "pubsub", "GCP_PROJECT_ID": "shop"}
+    assert problems(**options).startswith(f"PULSECART_AUTH is not set, but ENVIRONMENT is {environment}: set it to ")
+    assert read(**options, PULSECART_AUTH="none").auth == "none"
+
+
+OIDC = {
+    "PULSECART_AUTH": "oidc",
+    "PULSECART_SOURCES": "f",
+    "PULSECART_OIDC_ISSUERS": "https://a.example",
+    "PULSECART_OIDC_AUDIENCE": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"PULSECART_AUTH": "key"}, "must be none, keys, oidc or keys,oidc, not 'key'; did you mean"),
+        ({"PULSECART_AUTH": "none,keys"}, "must be none, keys, oidc or keys,oidc, not 'keys,none'"),
+        ({"PULSECART_AUTH": "keys"}, "PULSECART_AUTH is keys, so PULSECART_SOURCES must be set"),
+        (OIDC | {"PULSECART_SOURCES": ""}, "so PULSECART_SOURCES must be set"),
+        (OIDC | {"PULSECART_OIDC_ISSUERS": ""}, "so PULSECART_OIDC_ISSUERS must be set"),
+        (OIDC | {"PULSECART_OIDC_AUDIENCE": ""}, "so PULSECART_OIDC_AUDIENCE must be set"),
+        ({"PULSECART_SOURCES": "f"}, "PULSECART_SOURCES is set, but PULSECART_AUTH is none"),
+        (OIDC | {"PULSECART_AUTH": "keys"}, "PULSECART_OIDC_AUDIENCE is set, but PULSECART_AUTH is keys"),
+        ({"PULSECART_OIDC_JWKS": "f"}, "PULSECART_OIDC_JWKS is set, but PULSECART_AUTH is none"),
+        (
+            OIDC | {"PULSECART_OIDC_ISSUERS": "https://a,https://b", "PULSECART_OIDC_JWKS": "f"},
+            "PULSECART_OIDC_JWKS has the keys of one issuer, but PULSECART_OIDC_ISSUERS names 2",
+        ),
+        *(
+            (OIDC | {"PULSECART_OIDC_ISSUERS": issuer}, "PULSECART_OIDC_ISSUERS (--oidc-issuers) must be https URLs")
+            for issuer in (
+                "http://a.example",
+                "a.example",
+                "https://",
+                "https://u:p@a.example",
+                "https://a.example/#x",
+                "https://a.example?x=1",
+                "https://a.example:port",
+                "https://[a",
+                "https://a b",
+                "ftp://127.0.0.1",
+                "http://127.0.0.1.evil.example",
+            )
+        ),
+        (OIDC | {"PULSECART_OIDC_JWKS": "http://a.example"}, "must be a file or an https URL"),
+        (OIDC | {"PULSECART_OIDC_JWKS": "file:///a"}, "must be a file or an https URL"),
+        *(
+            ({"PULSECART_CORS_ORIGINS": origin}, "PULSECART_CORS_ORIGINS (--cors-origins) must be origins")
+            for origin in ("shop.example", "https://shop.example/", "https://Shop.example", "https://*.example", "null")
+        ),
+        ({"PULSECART_CORS_ORIGINS": "*,https://a.example"}, "PULSECART_CORS_ORIGINS has * and other origins"),
+    ],
+)
+def test_wrong_settings_of_access(environment, says):
+    """What is missing, without effect or not safe is named."""
+    assert says in problems(**environment)
+
+
+@pytest.mark.parametrize(
+    "issuer", ["https://a.example/tenant", "http://127.0.0.1:8080", "http://[::1]", "http://localhost"]
+)
+def test_issuers_on_loopback_need_no_tls(issuer):
+    """Http is accepted on this machine only."""
+    assert read(**OIDC | {"PULSECART_OIDC_ISSUERS": issuer}).oidc_issuers == (issuer,)
 
 
 def test_latency_applies_to_topics_not_ordered_by_user():

@@ -8,9 +8,9 @@ import pytest
 
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import MemoryTransport
 from tests.http.client import ingest, problem, served
-from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
 
@@ -35,8 +35,10 @@ async def test_given_transport_is_opened_and_closed():
 
 async def test_missing_topic_is_logged_and_reported_by_readyz(caplog):
     """Outside development a missing topic is not created, but logged at startup and reported by /readyz."""
-    async with strict_server(["pulsecart.user-actions", "pulsecart.system-events"]) as server:
-        settings = Settings(transport="emulator", emulator_host=server.host, environment="staging", project="test")
+    async with strict_pubsub(["pulsecart.user-actions", "pulsecart.system-events"]) as server:
+        settings = Settings(
+            transport="emulator", emulator_host=server.host, environment="staging", auth="none", project="test"
+        )
         async with served(settings=settings) as client:
             assert "pulsecart.commerce-events does not exist in project test" in caplog.text
             response = await client.get("/readyz")
@@ -46,7 +48,7 @@ async def test_missing_topic_is_logged_and_reported_by_readyz(caplog):
 
 async def test_missing_topics_are_created_on_the_emulator_in_development(order_json):
     """Missing topics are created at startup, and again by the next event if the emulator loses them."""
-    async with strict_server([]) as server:
+    async with strict_pubsub([]) as server:
         settings = Settings(transport="emulator", emulator_host=server.host, project="test")
         async with served(settings=settings) as client:
             assert (await ingest(client, order_json())).status_code == 202
@@ -58,7 +60,7 @@ async def test_missing_topics_are_created_on_the_emulator_in_development(order_j
 async def test_dev_messages_exists_only_in_development_on_memory():
     """In other environments and on other transports, /dev/messages is 404."""
     emulator = Settings(transport="emulator", emulator_host="127.0.0.1:1")
-    staging = Settings(transport="emulator", emulator_host="127.0.0.1:1", environment="staging")
+    staging = Settings(transport="emulator", emulator_host="127.0.0.1:1", environment="staging", auth="none")
     for app in (create_app(emulator), create_app(staging, transport=MemoryTransport())):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             problem(await client.get("/dev/messages"), 404, "not-found")

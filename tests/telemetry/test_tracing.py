@@ -36,8 +36,8 @@ from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import EventIdGenerator, EventSampler, Telemetry, tracing
+from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
-from tests.strict_server import strict_server
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ def placed(**fields) -> OrderPlaced:
 
 @pytest.fixture
 async def broker():
-    async with strict_server([TOPIC]) as server:
+    async with strict_pubsub([TOPIC]) as server:
         yield server
 
 
@@ -333,7 +333,7 @@ async def test_requests_are_sampled_by_caller_and_setting(traced, order_json, ca
 async def test_sampled_callers_count_by_default_in_development_only(traced, order_json, environment, recorded):
     """In staging and prod the ratio is the upper bound."""
     spans, transport = traced(ALWAYS_OFF), MemoryTransport()
-    settings = Settings(transport="pubsub", project="shop", environment=environment)
+    settings = Settings(transport="pubsub", project="shop", environment=environment, auth="none")
     app = create_app(settings, transport=transport)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         headers = {"Content-Type": "application/json", "traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"}

@@ -13,21 +13,20 @@ from google.auth.exceptions import DefaultCredentialsError
 from google.oauth2.credentials import Credentials
 
 from pulsecart import BrokerUnavailable, Limits, Message
+from pulsecart.testing import StrictPubsub, strict_pubsub
 from pulsecart.transports import PubSubTransport
 from tests.faults.proxy import proxy
-from tests.google_login import certificate_for_localhost, new_key, service_account, token_endpoint
-from tests.strict_server import StrictServer, strict_server
+from tests.google_login import new_key, service_account, token_endpoint
 from tests.transports.contract import TOPICS, Opened, TransportContract, message
 
 pytestmark = pytest.mark.anyio
 
-CERTIFICATE = certificate_for_localhost()
 KEY = new_key()
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[StrictServer]:
-    async with strict_server(TOPICS, certificate=CERTIFICATE) as service:
+async def server() -> AsyncIterator[StrictPubsub]:
+    async with strict_pubsub(TOPICS, tls=True) as service:
         yield service
 
 
@@ -39,9 +38,14 @@ def key_file(monkeypatch, tmp_path):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
 
 
+@pytest.fixture(params=["rest", "grpc"])
+def wire(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-async def transport(server, key_file) -> AsyncIterator[PubSubTransport]:
-    async with PubSubTransport(project="test", endpoint=server.host, roots=CERTIFICATE[1]) as opened:
+async def transport(server, key_file, wire) -> AsyncIterator[PubSubTransport]:
+    async with PubSubTransport(project="test", endpoint=server.host, roots=server.roots, wire=wire) as opened:
         yield opened
 
 
@@ -74,8 +78,9 @@ async def test_service_account_signs_its_own_token(server, transport):
     assert json.loads(decoded(claims))["scope"] == "https://www.googleapis.com/auth/pubsub"
 
 
+@pytest.mark.parametrize("wire", ["grpc"])
 async def test_request_has_routing_and_user_agent_headers(server, transport):
-    """The routing header names the topic, and the user agent names pulsecart."""
+    """By gRPC, the routing header names the topic, and the user agent names pulsecart."""
     await transport.publish(message(1))
     metadata = server.metadata[0]
     assert metadata["x-goog-request-params"] == "topic=projects%2Ftest%2Ftopics%2Fcontract-a"
@@ -83,6 +88,7 @@ async def test_request_has_routing_and_user_agent_headers(server, transport):
     assert "x-goog-user-project" not in metadata
 
 
+@pytest.mark.parametrize("wire", ["grpc"])
 async def test_keys_are_spread_over_channels(server, transport):
     """Several connections are used, and an ordering key always uses the same one."""
     for _ in range(2):
@@ -99,7 +105,7 @@ async def test_slow_handshake_connects(server, key_file):
     async with proxy(server.host) as slow:
         slow.delay = 1.0
         endpoint = f"localhost:{slow.address.rpartition(':')[2]}"
-        async with PubSubTransport(project="test", endpoint=endpoint, roots=CERTIFICATE[1]) as transport:
+        async with PubSubTransport(project="test", endpoint=endpoint, roots=server.roots) as transport:
             assert await transport.publish(message(1))
 
 
@@ -132,7 +138,7 @@ async def test_user_credentials_are_renewed_before_they_expire(server):
     with token_endpoint(lifetime=4) as endpoint:
         credentials = user_credentials(endpoint.url)
         async with PubSubTransport(
-            project="test", endpoint=server.host, roots=CERTIFICATE[1], credentials=credentials
+            project="test", endpoint=server.host, roots=server.roots, credentials=credentials
         ) as transport:
             await transport.publish(message(1))
             async with asyncio.timeout(20):
@@ -146,14 +152,14 @@ async def test_user_credentials_are_renewed_before_they_expire(server):
 
 async def test_token_endpoint_outage_ends(server, monkeypatch):
     """Without a token, publish and check fail in time and log why; with a new token both work again."""
-    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("pulsecart.transports.pubsub.reachability.PROBE_SECONDS", 0.05)
     monkeypatch.setattr("pulsecart.transports.pubsub.tokens.RETRY_SECONDS", 0.05)
     with token_endpoint(lifetime=3600) as endpoint:
         endpoint.down = True
         async with PubSubTransport(
             project="test",
             endpoint=server.host,
-            roots=CERTIFICATE[1],
+            roots=server.roots,
             credentials=user_credentials(endpoint.url),
             limits=Limits(deadline=0.5),
         ) as transport:

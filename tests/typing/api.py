@@ -1,12 +1,15 @@
 """The public names, as a type checker sees them. Never run: `nox -s typecheck` checks it."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import assert_type
 
 from attrs import field, frozen
+from grpc import StatusCode
 
 from pulsecart import BrokerUnavailable, Catalog, Event, Fault, Message, Producer, Receipt, Transport, event
 from pulsecart.events import OrderPlaced, non_empty
+from pulsecart.testing import PublishRequest, RawAnswer, ReceivedMessage, http_answer, strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PublishedMessage
 
 
@@ -43,6 +46,13 @@ async def use() -> None:
     async with EmulatorTransport(project="p", host="127.0.0.1:8085") as emulator:
         port: Transport = emulator
         await port.check(["t"])
+    async with strict_pubsub(["t"], tls=True) as server:
+        server.script.extend(["UNAVAILABLE", StatusCode.ABORTED, ["1"], asyncio.Event(), RawAnswer(), None])
+        server.script.append(lambda request: http_answer(502) if request.wire == "rest" else None)
+        server.script.append(7)  # type: ignore[arg-type]
+        server.latency = lambda request: request.connection % 2
+        assert_type(server.confirmed, list[ReceivedMessage])
+        assert_type(server.requests, list[PublishRequest])
     assert_type(BrokerUnavailable("x").event_id, str | None)
     assert_type(Fault("", "", "").pointer, str)
     BasketFilled(user_id="u", shop="s")  # type: ignore[call-arg]

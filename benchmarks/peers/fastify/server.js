@@ -1,8 +1,10 @@
 // Fastify and Google's client for Node: `node server.js PORT`.
 
 import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { PubSub } from '@google-cloud/pubsub'
 import Fastify from 'fastify'
+import { grpc } from 'google-gax'
 
 const USER_ACTIONS = 'pulsecart.user-actions'
 const COMMERCE_EVENTS = 'pulsecart.commerce-events'
@@ -49,7 +51,13 @@ const response = {
   },
 }
 
-const pubsub = new PubSub({ projectId: 'pulsecart-dev' })
+// With an endpoint of its own, the client takes every server for an emulator unless told otherwise, and then uses no TLS.
+const endpoint = process.env.PUBSUB_ENDPOINT && {
+  apiEndpoint: process.env.PUBSUB_ENDPOINT,
+  emulatorMode: false,
+  sslCreds: grpc.credentials.createSsl(readFileSync(process.env.PUBSUB_ROOTS)),
+}
+const pubsub = new PubSub({ projectId: 'pulsecart-bench', ...endpoint })
 const topics = Object.fromEntries(
   [USER_ACTIONS, COMMERCE_EVENTS, SYSTEM_EVENTS].map((name) => [name, pubsub.topic(name, { messageOrdering: true })]),
 )

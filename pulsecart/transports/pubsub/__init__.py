@@ -1,40 +1,25 @@
 """Google Cloud Pub/Sub."""
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
-from pulsecart.transports.pubsub.remote import RemoteTransport
+from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
     from pulsecart.transports.pubsub.publisher import Publisher
+    from pulsecart.transports.pubsub.wire import Wire
 
-__all__ = ["DEFAULT_ENDPOINT", "PubSubTransport", "require_credentials"]
+__all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireName"]
 
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 
-CHANNELS = 4
-"""The number of channels for publishing: Google's front end accepts about 100 concurrent requests on a connection.
-
-Each ordering key always uses the same channel."""
-
 _DEFAULT = Limits()
-
-
-def require_credentials() -> None:
-    """Check that Application Default Credentials exist. Raises `SettingsError`."""
-    from google.auth.exceptions import DefaultCredentialsError
-
-    from pulsecart.transports.pubsub.tokens import default_credentials
-
-    try:
-        default_credentials()
-    except (DefaultCredentialsError, OSError) as error:
-        raise SettingsError([f"the pubsub transport needs Google's Application Default Credentials: {error}"]) from None
 
 
 class PubSubTransport(RemoteTransport):
@@ -42,13 +27,18 @@ class PubSubTransport(RemoteTransport):
 
     `endpoint` is host:port. Messages with an ordering key are in order only if all of them are published in
     one region: in production, use a locational endpoint such as `us-central1-pubsub.googleapis.com:443`
-    (https://cloud.google.com/pubsub/docs/reference/service_apis_overview#service_endpoints).
+    (https://cloud.google.com/pubsub/docs/reference/service_apis_overview#service_endpoints). Connections go to
+    `connect_to`, if it is given: the host:port of a private or restricted endpoint. TLS verifies `endpoint`'s name.
+
+    `wire` is `rest`, Pub/Sub's REST API, or `grpc`, for messages over 7,340,032 bytes. REST uses at most `connections`
+    connections, and the proxy that the variables HTTPS_PROXY and NO_PROXY name.
 
     `credentials` default to Application Default Credentials. If there are none, opening raises
     `google.auth.exceptions.DefaultCredentialsError`. While no token can be fetched, publishing raises
     `BrokerUnavailable`.
 
-    `roots` are the root certificates to trust, as PEM; the default is gRPC's own.
+    `roots` are the root certificates to trust, as PEM; the default is the system's (REST), or gRPC's own. For mutual
+    TLS, `client_certificate` is a PEM file with a certificate and its chain, and `client_key` one with its private key.
     """
 
     def __init__(  # noqa: PLR0913 (all of them are options)
@@ -56,33 +46,98 @@ class PubSubTransport(RemoteTransport):
         *,
         project: str,
         endpoint: str = DEFAULT_ENDPOINT,
+        connect_to: str = "",
+        wire: WireName = "rest",
+        connections: int = DEFAULT_CONNECTIONS,
         credentials: "Credentials | None" = None,
         roots: bytes | None = None,
+        client_certificate: Path | None = None,
+        client_key: Path | None = None,
         limits: Limits = _DEFAULT,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._project = project
         self._endpoint = endpoint
+        self._connect_to = connect_to
+        self._wire = wire
+        self._connections = connections
         self._credentials = credentials
         self._roots = roots
+        self._client_certificate = client_certificate
+        self._client_key = client_key
         self._limits = limits
         self._observer = observer
 
+    def require(self) -> None:
+        """Check what can be checked before opening: credentials, certificates and proxy. Raises `SettingsError`."""
+        from google.auth.exceptions import DefaultCredentialsError
+
+        from pulsecart.transports.pubsub.tokens import default_credentials
+        from pulsecart.transports.pubsub.wire.dial import make_tls, proxy_for, split_address
+
+        problems = []
+        try:
+            _ = self._credentials or default_credentials()
+        except (DefaultCredentialsError, OSError) as error:
+            problems.append(f"the pubsub transport needs Google's Application Default Credentials: {error}")
+        try:
+            make_tls(roots=self._roots, certificate=self._client_certificate, key=self._client_key)
+        except (OSError, ValueError) as error:
+            problems.append(f"the certificates for Pub/Sub cannot be used: {error}")
+        try:
+            proxy_for(split_address(self._endpoint)[0])
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise SettingsError(problems)
+
     async def _connect(self) -> "Publisher":
-        from pulsecart.transports.pubsub.publisher import Publisher, secure_channel
+        from pulsecart.transports.pubsub.publisher import Publisher
         from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+        from pulsecart.transports.pubsub.wire.dial import split_address
 
         credentials = self._credentials
         if credentials is None:
             credentials = await asyncio.to_thread(default_credentials)
+        wire = self._make_wire()
         tokens = Tokens(credentials)
-        await tokens.open()
-        channels = [secure_channel(self._endpoint, self._roots) for _ in range(1 + CHANNELS)]
-        return Publisher(
-            channels,
-            project=self._project,
-            address=self._endpoint,
-            limits=self._limits,
-            tokens=tokens,
-            observer=self._observer,
+        try:
+            await tokens.open()
+            return Publisher(
+                wire,
+                project=self._project,
+                server=split_address(self._endpoint),
+                limits=self._limits,
+                tokens=tokens,
+                observer=self._observer,
+            )
+        except BaseException:
+            await tokens.aclose()
+            await wire.aclose()
+            raise
+
+    def _make_wire(self) -> "Wire":
+        certificate, key = self._client_certificate, self._client_key
+        if self._wire == "grpc":
+            from pulsecart.transports.pubsub.wire.grpc import GrpcWire, secure
+
+            dial = secure(
+                self._endpoint,
+                address=self._connect_to,
+                roots=self._roots,
+                certificate=certificate.read_bytes() if certificate else None,
+                key=(key or certificate).read_bytes() if certificate else None,
+            )
+            return GrpcWire(dial, timeout=self._limits.attempt_timeout)
+        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
+        from pulsecart.transports.pubsub.wire.rest import RestWire
+
+        host, port = split_address(self._endpoint)
+        endpoint = Endpoint(
+            host=host,
+            port=port,
+            tls=make_tls(roots=self._roots, certificate=certificate, key=key),
+            address=split_address(self._connect_to) if self._connect_to else None,
+            proxy=proxy_for(host),
         )
+        return RestWire(endpoint, connections=self._connections, timeout=self._limits.attempt_timeout)

@@ -1,0 +1,22 @@
+"""What tests of applications and transports need. Each name is imported on first access."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pulsecart.testing.strict import (
+        PublishRequest,
+        RawAnswer,
+        ReceivedMessage,
+        StrictPubsub,
+        http_answer,
+        strict_pubsub,
+    )
+
+__all__ = ["PublishRequest", "RawAnswer", "ReceivedMessage", "StrictPubsub", "http_answer", "strict_pubsub"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("pulsecart.testing.strict"), name)
