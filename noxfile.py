@@ -28,7 +28,7 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "lint", "types", "imports", "package", "bench")
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
@@ -89,11 +89,20 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
+def api(session: nox.Session) -> None:
+    """The service against its OpenAPI document, and AsyncAPI's own parser on the other one. Needs Node and npm."""
+    install(session, "-e", ".", *group("test"), *group("api"))
+    # Without its plugin for pytest, which is not used here.
+    session.run("pytest", "-p", "no:schemathesis", "tests/api", *session.posargs)
+
+
+@nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
     """The whole path, through a real broker, to Google's own subscriber."""
     install(session, "-e", ".[all]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+        session.run("python", "examples/consumer.py", env={"PUBSUB_EMULATOR_HOST": host})
 
 
 @nox.session(python=NEWEST)

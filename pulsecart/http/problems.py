@@ -34,6 +34,7 @@ from pulsecart.errors import (
 __all__ = [
     "DEFECT",
     "EXCEPTION_HANDLERS",
+    "MEDIA_TYPE",
     "SHUTTING_DOWN",
     "Problem",
     "ProblemError",
@@ -65,9 +66,9 @@ class Problem:
     def _by_status(self) -> bool:
         return self.status >= 500 or self.status in {408, 429}
 
-    def response(self) -> Response:
-        """Return the response."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """Return the members of the body."""
+        return {
             "type": self.type,
             "title": self.title,
             "status": self.status,
@@ -78,7 +79,10 @@ class Problem:
                 {"pointer": fault.pointer, "code": fault.code, "message": fault.message} for fault in self.errors
             ],
         }
-        return Response(msgspec.json.encode(document), self.status, self.headers, MEDIA_TYPE)
+
+    def response(self) -> Response:
+        """Return the response."""
+        return Response(msgspec.json.encode(self.document()), self.status, self.headers, MEDIA_TYPE)
 
 
 class ProblemError(Exception):

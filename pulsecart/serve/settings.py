@@ -7,9 +7,10 @@ from typing import Any, Literal
 from attrs import Factory, evolve, field, frozen
 
 from pulsecart.errors import SettingsError
+from pulsecart.events import Catalog, load_catalog
 from pulsecart.events.commerce import USER_ACTIONS
 from pulsecart.limits import Batching, Limits
-from pulsecart.message import MAX_MESSAGE_BYTES
+from pulsecart.message import GRPC_LIMIT, MAX_MESSAGE_BYTES, REST_LIMIT, SizeLimit
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 from pulsecart.serve import values
 from pulsecart.serve.hosts import is_listed, is_loopback
@@ -78,6 +79,21 @@ class Settings:
         default=(),
         parse=values.names,
         shown="none",
+    )
+    commerce_events: str = _choice(
+        "PULSECART_COMMERCE_EVENTS",
+        _WHAT,
+        ("true", "false"),
+        "Whether the built-in event types are served: true or false.",
+        default="true",
+    )
+    docs: str = _choice(
+        "PULSECART_DOCS",
+        _WHAT,
+        ("true", "false"),
+        "Whether /schemas, /openapi.json and /asyncapi.json are served: true or false.",
+        default=Factory(lambda self: "true" if self.environment == "dev" else "false", takes_self=True),
+        shown="true in development, else false",
     )
     drain_delay: float = _number(
         "PULSECART_DRAIN_DELAY",
@@ -401,6 +417,11 @@ class Settings:
         )
 
     @property
+    def size_limit(self) -> SizeLimit:
+        """How large a message may be, by the wire, on every transport."""
+        return GRPC_LIMIT if self.wire == "grpc" else REST_LIMIT
+
+    @property
     def orderings(self) -> dict[str, Ordering]:
         """The ordering of each topic for which one is set."""
         fixed = {"user": by_user, "none": unordered}
@@ -408,6 +429,11 @@ class Settings:
             topic: fixed.get(choice) or in_shards(int(choice.removeprefix("shards:")))
             for topic, choice in self.ordering.items()
         }
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of the event types that are served. Raises `DefinitionError`."""
+        return load_catalog(self.events, commerce=self.commerce_events == "true")
 
     @property
     def uses_oidc(self) -> bool:

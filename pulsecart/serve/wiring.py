@@ -14,7 +14,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pulsecart.errors import BrokerUnavailable, SettingsError
-from pulsecart.events import Catalog, load_catalog
+from pulsecart.events import Catalog
+from pulsecart.http import docs
 from pulsecart.http.batch import BATCH, Arrays, Batch
 from pulsecart.http.body import Bodies
 from pulsecart.http.cloudevents import CLOUDEVENTS, CloudEvents
@@ -26,7 +27,6 @@ from pulsecart.http.endpoint import Request, endpoint
 from pulsecart.http.health import alive, ready
 from pulsecart.http.ingest import INGEST, VALIDATE, Ingest, Validate
 from pulsecart.http.problems import EXCEPTION_HANDLERS
-from pulsecart.message import GRPC_LIMIT, REST_LIMIT
 from pulsecart.ports import UNOBSERVED, Inspectable, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
 from pulsecart.serve.access import Access
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
         transport,
         catalog=catalog,
         ordering=settings.orderings,
-        size_limit=GRPC_LIMIT if settings.wire == "grpc" else REST_LIMIT,
+        size_limit=settings.size_limit,
         observer=telemetry,
     )
     if not structlog.is_configured():
@@ -97,6 +97,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     ]
     if settings.environment == "dev" and isinstance(transport, Inspectable):
         routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
+    routes += _documents(settings, catalog, routes)
     app = Application(
         hot,
         telemetry,
@@ -132,7 +133,9 @@ def _events(
     )
     ingest = Ingest(producer, log, bodies)
     # Events that are only validated are not observed.
-    validating = Producer(transport, catalog=producer.catalog, ordering=settings.orderings)
+    validating = Producer(
+        transport, catalog=producer.catalog, ordering=settings.orderings, size_limit=settings.size_limit
+    )
     answers: dict[str, Callable[[Request], Awaitable[Response]]] = {
         INGEST: ingest,
         BATCH: Batch(producer, log, bodies, telemetry, arrays),
@@ -142,10 +145,17 @@ def _events(
     return {("POST", path): endpoint(path, answer, log) for path, answer in answers.items()}
 
 
+def _documents(settings: Settings, catalog: Catalog, routes: list[Route]) -> list[Route]:
+    """Return the routes of the documents that describe these routes and the catalog, if they are on."""
+    if settings.docs == "false":
+        return []
+    return docs.routes(catalog, [route.path for route in routes], authenticated=settings.auth != "none")
+
+
 def _load(settings: Settings | None) -> tuple[Settings, Catalog, Access]:
     try:
         settings = load_settings() if settings is None else settings
-        catalog = load_catalog(settings.events)
+        catalog = settings.catalog
         settings.require_topics(catalog.topics)
         access = Access(settings, catalog)
     except SettingsError as error:

@@ -24,6 +24,7 @@ def test_help_lists_the_commands():
     """`pulsecart --help` has a line for each command."""
     assert re.findall(r"^  (\w+)  +\S", run("--help").stdout.partition("Commands:")[2], re.MULTILINE) == [
         "keys",
+        "schema",
         "serve",
         "trace",
     ]
