@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pulsecart.access.sources import Source
 from pulsecart.errors import BrokerRefused, EventError, PublishError
 from pulsecart.http.auth import name_of, source_of
+from pulsecart.http.dev.feed import Feed
 from pulsecart.http.formats.coding import coding_of
 from pulsecart.http.idempotency import IdempotencyKey
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of, unsupported
@@ -78,11 +79,19 @@ class Request:
         return producer.prepare(document, caller=self.source, new_event_id=new_event_id, attributes=attributes)
 
 
-def endpoint(route: str, answer: Callable[[Request], Awaitable[Response]], log: EventLog) -> ASGIApp:
-    """Return the ASGI application of a route. It answers and logs what `answer` raises."""
+def endpoint(
+    route: str, answer: Callable[[Request], Awaitable[Response]], log: EventLog, feed: Feed | None = None
+) -> ASGIApp:
+    """Return the ASGI application of a route. It answers and logs what `answer` raises.
+
+    Requests that it rejects are recorded in the feed, if there is one.
+    """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
+        if feed is not None:
+            rejectable = feed.rejectable(scope, receive)
+            receive = rejectable.receive
         source = source_of(scope)
         try:
             headers = _headers(scope)
@@ -101,6 +110,8 @@ def endpoint(route: str, answer: Callable[[Request], Awaitable[Response]], log: 
             # If it were raised, the server would log a traceback for each request.
             response = DEFECT.response()
             log.defect(error, DEFECT.type, perf_counter() - started, name_of(source))
+        if feed is not None and response.status_code >= 400 and response.body:
+            await rejectable.reject(response.status_code, bytes(response.body))
         await response(scope, receive, send)
 
     return application
