@@ -47,8 +47,7 @@ class Drain:
         loop = asyncio.get_running_loop()
 
         def begin(number: int, frame: FrameType | None) -> None:
-            if not self.begun:
-                loop.call_soon_threadsafe(self._end_streams)
+            loop.call_soon_threadsafe(self._end_streams)
             if self.begun or number == signal.SIGINT:
                 server_stops(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM, frame)
             else:

@@ -34,6 +34,8 @@ def stream(feed: Feed) -> Callable[[Request], Awaitable[Response]]:
             return response
         number = feed.number_of(request.headers.get("last-event-id", ""))
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
         return StreamingResponse(_pieces(feed, number), headers=headers, media_type="text/event-stream")
 
     return endpoint

@@ -16,6 +16,7 @@ let schemas = null;
 const types = new Set();
 const waiting = [];
 let flushing = 0;
+let connection = null;
 
 // The page.
 
@@ -341,9 +342,12 @@ async function loadSchemas() {
 // The stream. fetch() sends credentials and the last id, which EventSource cannot.
 
 async function connect() {
-  for (let failures = 0; ; ) {
+  connection?.abort();
+  connection = new AbortController();
+  const { signal } = connection;
+  for (let failures = 0; !signal.aborted; ) {
     try {
-      const response = await call("/dev/stream", { headers: lastId ? { "Last-Event-ID": lastId } : {} });
+      const response = await call("/dev/stream", { signal, headers: lastId ? { "Last-Event-ID": lastId } : {} });
       if (response.status === 401) return askForKey(await response.json());
       if (!response.ok) throw new Error((await response.json()).detail);
       failures = 0;
@@ -351,14 +355,21 @@ async function connect() {
       await read(response.body);
       setState("off", "reconnecting");
     } catch (error) {
+      if (signal.aborted) return;
       setState("off", error instanceof TypeError ? "reconnecting" : error.message);
     }
     await new Promise((resolve) => setTimeout(resolve, Math.min(250 * 2 ** failures++, 2000)));
   }
 }
 
+// A page that nobody sees needs no stream, and a browser has few connections for all tabs. It misses nothing.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) connection.abort();
+  else if (state.dataset.state !== "locked") connect();
+});
+
 function askForKey(problem) {
-  setState("off", "no credentials");
+  setState("locked", "no credentials");
   const message = key ? problem.detail : "The service authenticates its callers.";
   showDetail(signIn(message, () => {
     showWelcome();
@@ -427,7 +438,7 @@ for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
   if (name === "type" && !types.has(value)) addType(value);
   filters[name].value = value;
 }
-for (const each of Object.values(filters)) each.addEventListener("input", filtersChanged);
+for (const each of Object.values(filters)) each.addEventListener(each.matches("select") ? "change" : "input", filtersChanged);
 showWelcome();
 refresh();
 loadSchemas().then((found) => (schemas = found), () => {});
