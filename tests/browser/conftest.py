@@ -71,11 +71,11 @@ class Page:
 
     def rows(self) -> list[str]:
         """Return the text of each entry of the console, newest first."""
-        return self.run("return [...document.querySelectorAll('.entry')].map((each) => each.innerText)")
+        return self.run("return [...document.querySelectorAll('.entry')].map((each) => each.textContent)")
 
     def type(self, css: str, text: str) -> None:
         element = self.one(css)
-        element.send_keys(Keys.CONTROL + "a", Keys.DELETE, text)
+        element.send_keys(Keys.CONTROL + "a" + Keys.NULL + Keys.DELETE + text)
 
     def press(self, keys: str) -> None:
         self.driver.switch_to.active_element.send_keys(keys)
@@ -102,7 +102,9 @@ class Page:
             if event["method"] in {"Network.requestWillBeSent", "Network.webSocketCreated"}:
                 parameters = event["params"]
                 url = httpx.URL(parameters.get("request", parameters)["url"])
-                found.add(f"{url.scheme}:" if url.scheme in {"data", "about"} else f"{url.scheme}://{url.netloc.decode()}")
+                found.add(
+                    f"{url.scheme}:" if url.scheme in {"data", "about"} else f"{url.scheme}://{url.netloc.decode()}"
+                )
         return found
 
 
@@ -144,5 +146,3 @@ def client(service) -> Iterator[httpx.Client]:
         client.delete("/dev/messages")
         client.delete("/dev/rejected")
         yield client
-
-
