@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -122,7 +121,7 @@ def driver() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def page(driver) -> Iterator[Page]:
-    """A tab in which nothing may complain, and from which nothing may leave this machine."""
+    """Give a tab in which nothing may complain, and from which nothing may leave this machine."""
     page = Page(driver)
     page.resize(1600)
     page.complaints(), page.requests()
