@@ -335,3 +335,12 @@ async def test_failures_of_the_broker_are_listed(order_json):
         status = (await ingest(client, order_json())).status_code
         (listed,) = (await client.get("/dev/rejected")).json()["rejected"]
     assert listed["status"] == status >= 500
+
+
+async def test_nothing_is_recorded_outside_development(order_json):
+    """In other environments requests are answered as ever, and there is no list of them."""
+    settings = Settings(transport="emulator", emulator_host="127.0.0.1:1", environment="staging", auth="none")
+    async with served(MemoryTransport(), settings) as client:
+        assert (await ingest(client, order_json())).status_code == 202
+        problem(await ingest(client, b"{}"), 400, "missing-event-type")
+        problem(await client.get("/dev/rejected"), 404, "not-found")
