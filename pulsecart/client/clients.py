@@ -64,8 +64,7 @@ class _Service(Generic[HttpT]):
     @abstractmethod
     def _new_http(self, timeout: float) -> HttpT: ...
 
-    def _sending(self, held: set[str] | None = None, event_id_of: Callable[[int], str] | None = None) -> Sending:
-        held = set() if held is None else held
+    def _sending(self, held: Iterable[str] = (), event_id_of: Callable[[int], str] | None = None) -> Sending:
         return Sending(self._limits, event_id_of or (lambda _index: new_event_id()), held)
 
     def _no_answer(self, error: httpx.RequestError) -> Answer:
@@ -125,13 +124,13 @@ class Client(_Service[httpx.Client]):
         self,
         events: Iterable[AnyEvent],
         *,
-        held: set[str] | None = None,
+        held: Iterable[str] = (),
         event_id_of: Callable[[int], str] | None = None,
     ) -> Iterator[list[Outcome]]:
         """Send events as `send_many` does, and yield the receipts and failures of each batch in order.
 
-        Keeps nothing of earlier batches, except the ids of users whose events must wait. They are added to `held`,
-        which later calls can be given. `event_id_of` makes the id of the event at an index that has none.
+        Keeps nothing of earlier batches, except the ids of users whose events must wait: those that failures name
+        (`Failure.holds`), and those in `held`. `event_id_of` makes the id of the event at an index that has none.
         """
         sending = self._sending(held, event_id_of)
         for event in events:
@@ -203,7 +202,7 @@ class AsyncClient(_Service[httpx.AsyncClient]):
         self,
         events: Iterable[AnyEvent] | AsyncIterable[AnyEvent],
         *,
-        held: set[str] | None = None,
+        held: Iterable[str] = (),
         event_id_of: Callable[[int], str] | None = None,
     ) -> AsyncIterator[list[Outcome]]:
         """See `Client.send_batches`."""

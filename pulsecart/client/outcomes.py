@@ -84,7 +84,10 @@ class Failure:
     problem: Problem
 
     of_request: bool = False
-    """Whether the problem is that of a whole request, so that it says nothing about this event."""
+    """Whether the problem is that of a whole batch, so that it says nothing about this event."""
+
+    holds: str | None = None
+    """The user whose later events in the call are not sent, if any: they would overtake this one."""
 
 
 Outcome = Receipt | Failure

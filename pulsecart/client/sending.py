@@ -5,7 +5,7 @@ synchronous and the asynchronous client share them.
 """
 
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -95,11 +95,11 @@ Verdict = Receipt | _Refused | None
 class Sending:
     """The events of one call on their way."""
 
-    def __init__(self, limits: Limits, new_event_id: Callable[[int], str], held: set[str]) -> None:
-        """`held` are users whose events must not be sent, since an earlier one may still be; it is updated in place."""
+    def __init__(self, limits: Limits, new_event_id: Callable[[int], str], held: Iterable[str]) -> None:
+        """`held` are users whose events must not be sent, since an earlier one may still be."""
         self._limits = limits
         self._new_event_id = new_event_id
-        self._held = held
+        self._held = set(held)
         self._index = 0
         self._batch: list[Document | Failure] = []
         self._bytes = 0
@@ -178,12 +178,11 @@ class Sending:
                     again.append(document)
                     wait = max(wait, document.attempts, 1)
                 else:
-                    problem = verdict.problem
-                    outcomes[document.index] = _failure(document, problem, of_request=whole is not None and not single)
-                    self._away = self._away or (whole is not None and problem.retryable)
-                    # A defect (500) of one event is different: the later events of its user have been sent.
-                    if problem.retryable and (whole or problem.status != 500) and document.user_id:
-                        self._held.add(document.user_id)
+                    failure = _failure(document, verdict.problem, of_request=whole is not None and not single)
+                    outcomes[document.index] = failure
+                    self._away = self._away or (whole is not None and failure.problem.retryable)
+                    if failure.holds:
+                        self._held.add(failure.holds)
             documents = self._not_held(again, outcomes)
             if documents and wait:
                 yield self._seconds(wait, answer.retry_after)
@@ -218,6 +217,8 @@ _OVERTAKING = Problem(
 
 
 def _failure(document: Document, problem: Problem, *, of_request: bool = False) -> Failure:
+    # After a defect (500) in one event, the service sends the later events of its user.
+    holds = problem.retryable and (of_request or problem.status != 500)
     return Failure(
         index=document.index,
         event=document.event,
@@ -225,6 +226,7 @@ def _failure(document: Document, problem: Problem, *, of_request: bool = False) 
         event_id=document.event_id,
         problem=problem,
         of_request=of_request,
+        holds=document.user_id if holds else None,
     )
 
 

@@ -6,6 +6,8 @@ from typing import assert_type
 from attrs import field, frozen
 
 from pulsecart import BrokerUnavailable, Catalog, Event, Fault, Message, Producer, Receipt, Transport, event
+from pulsecart.client import AsyncClient, Client, Failure, SendError
+from pulsecart.client import Receipt as Sent
 from pulsecart.events import OrderPlaced, non_empty
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PublishedMessage
 
@@ -47,3 +49,23 @@ async def use() -> None:
     assert_type(Fault("", "", "").pointer, str)
     BasketFilled(user_id="u", shop="s")  # type: ignore[call-arg]
     filled.shop = "t"  # type: ignore[misc]
+
+
+async def call() -> None:
+    event = OrderPlaced(user_id="u", order_id="o", payload={})
+    with Client("http://localhost", key="k") as client:
+        assert_type(client.send(event), Sent)
+        assert_type(client.send({"event_type": "order.placed"}).message_id, str | None)
+        try:
+            for receipt in client.send_many([event, {}, b"{}"]):
+                assert_type(receipt, Sent)
+        except SendError as error:
+            assert_type(error.failures, tuple[Failure, ...])
+            assert_type(error.retryable, bool)
+        for outcomes in client.send_batches([event]):
+            assert_type(outcomes, list[Sent | Failure])
+        client.send("{}")  # type: ignore[arg-type]
+    async with AsyncClient("http://localhost") as other:
+        assert_type(await other.send(b"{}"), Sent)
+        async for receipt in other.send_many(iter([event])):
+            assert_type(receipt, Sent)
