@@ -51,9 +51,15 @@ class CloudEvent:
 
     has_partition_key: bool
 
+    has_data: bool
+    """Whether its data is an object."""
+
     def explain(self, error: EventError) -> EventError:
         """Return an error about the document as an error about the CloudEvent."""
-        faults = [*self.faults, *(evolve(fault, pointer=self._origin(fault.pointer)) for fault in error.faults)]
+        moved = [evolve(fault, pointer=self._origin(fault.pointer)) for fault in error.faults]
+        if not self.has_data:
+            moved = [fault for fault in moved if not fault.pointer.startswith("/data/")]
+        faults = [*self.faults, *moved]
         if not faults or isinstance(error, MessageTooLarge):
             return error
         return type(error)(error.detail, faults, event_type=error.event_type, event_id=error.event_id)
@@ -87,7 +93,7 @@ def from_json(raw: bytes) -> CloudEvent:
         faults.append(Fault("/data", "missing", "is required, but missing"))
     elif not isinstance(members["data"], JsonObject):
         faults.append(_no_object(members["data"]))
-    data = _fields(bytes(members["data"].raw)) if "data" in members and not faults else {}
+    data = _fields(bytes(members["data"].raw)) if not faults else None
     return _cloud_event({name: members[name] for name in _ATTRIBUTES if name in members}, data, faults)
 
 
@@ -116,15 +122,16 @@ def from_headers(headers: Iterable[tuple[bytes, bytes]], media_type: str, body: 
         faults.append(Fault("/data", "missing", "is required, but the body is empty"))
     elif not body.lstrip(b" \t\r\n").startswith(b"{"):
         faults.append(_no_object(_value(body)))
-    return _cloud_event(attributes, {} if faults else _fields(body), faults)
+    return _cloud_event(attributes, None if faults else _fields(body), faults)
 
 
-def _cloud_event(attributes: Mapping[str, Any], data: Mapping[str, Any], faults: list[Fault]) -> CloudEvent:
+def _cloud_event(attributes: Mapping[str, Any], data: Mapping[str, Any] | None, faults: list[Fault]) -> CloudEvent:
     wrong = [Fault(f"/{name}", *fault) for name in _REQUIRED if (fault := _fault_of(name, attributes.get(name)))]
     if wrong:
         raise MalformedBody("This is not a CloudEvent that can be read.", wrong)
     id_, source = attributes["id"], attributes["source"]
     event_id = id_ if is_generated(id_) or _UUID.fullmatch(id_) else _event_id(source, id_)
+    has_data, data = data is not None, data or {}
     document = Document(data)
     for field, attribute in _FROM.items():
         if field in data:
@@ -138,7 +145,7 @@ def _cloud_event(attributes: Mapping[str, Any], data: Mapping[str, Any], faults:
             faults.append(Fault("/partitionkey", "invalid", "differs from user_id in data; send one of them"))
         document["user_id"] = attributes["partitionkey"]
     kept = {"cloudevents_id": id_, "cloudevents_source": source}
-    return CloudEvent(document, kept, faults, "partitionkey" in attributes)
+    return CloudEvent(document, kept, faults, "partitionkey" in attributes, has_data)
 
 
 def _fault_of(name: str, value: Any) -> tuple[str, str] | None:
