@@ -103,9 +103,10 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
-    install(session, ".[oidc,otlp]", *group("test"))
+    install(session, ".[client,oidc,otlp]", *group("test"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
+    session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")

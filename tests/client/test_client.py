@@ -1,5 +1,6 @@
 import asyncio
 import os
+import random
 import re
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulsecart import Event, load_catalog, trace_id_of
+from pulsecart import BrokerUnavailable, Event, load_catalog, trace_id_of
 from pulsecart.app import create_app
 from pulsecart.client import AsyncClient, Client, Failure, SendError
 from pulsecart.client.documents import read
 from pulsecart.events import JsonObject, OrderPlaced
 from pulsecart.serve.settings import Settings
+from pulsecart.transports import MemoryTransport
 from tests.client.scripted import accepted, incomplete, problem, scripted
 from tests.serving import serving
 
@@ -571,6 +573,35 @@ def test_service_in_this_process():
     (failure,) = error.failures
     assert (failure.index, failure.problem.status, failure.problem.type) == (2, 422, "invalid-event")
     assert [fault.pointer for fault in failure.problem.errors] == ["/order_id"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_events_that_fail_again_and_again_keep_the_order_of_their_user(seed):
+    """However a broker fails, events are published once each, and those of a user in order."""
+    chance = random.Random(seed)
+
+    async def flaky(message):
+        await asyncio.sleep(0)
+        if chance.random() < 0.2:
+            raise BrokerUnavailable("the broker is away")
+
+    async def send(events):
+        transport = MemoryTransport(flaky)
+        app = create_app(Settings(transport="memory"), transport=transport)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        options = {"http_client": http, "max_wait": 0, "batch_events": 40, "attempts": 100}
+        async with http, app.router.lifespan_context(app), AsyncClient("http://localhost", **options) as client:
+            receipts = [receipt async for receipt in client.send_many(events)]
+        return receipts, [message.json() for message in transport.messages]
+
+    events = orders(200, users=6)
+    receipts, published = asyncio.run(send(events))
+    assert len(receipts) == len(published) == 200
+    by_id = {event["event_id"]: event["order_id"] for event in published}
+    assert [by_id[receipt.event_id] for receipt in receipts] == [event["order_id"] for event in events]
+    for user in range(6):
+        found = [int(event["order_id"][1:]) for event in published if event["user_id"] == f"u{user}"]
+        assert found == sorted(found)
 
 
 def test_service_with_smaller_limits_gets_all_events_in_order(tmp_path, send_many):
