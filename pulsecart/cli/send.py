@@ -93,7 +93,7 @@ def command(  # noqa: PLR0913 (an argument for each option)
     with (
         _open_client(to, key, attempts, batch_events) as client,
         _Source.open(file) as source,
-        _open_failures(failures, file, new=checkpoint is None) as failed,
+        _open_failures(failures, file, checkpoint) as failed,
         _Interrupts() as interrupts,
     ):
         run = _Run(client, source, _load(checkpoint, to), checkpoint, failed, interrupts)
@@ -148,7 +148,8 @@ class _Progress(msgspec.Struct):
         if file is None:
             return
         draft = file.with_name(f"{file.name}.new")
-        with draft.open("wb") as opened:
+        # Only its owner may read the secret.
+        with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
             opened.write(msgspec.json.encode(self))
             opened.flush()
             os.fsync(opened.fileno())
@@ -233,15 +234,17 @@ def _zstd() -> Any:
 
 
 @contextmanager
-def _open_failures(file: Path | None, source: str, *, new: bool) -> Iterator[BinaryIO | None]:
-    """Open the file for failures. That of an earlier run is continued, or kept from being mixed with a `new` one."""
+def _open_failures(file: Path | None, source: str, checkpoint: Path | None) -> Iterator[BinaryIO | None]:
+    """Open the file for failures. It is continued with a checkpoint, and must be empty without."""
     if file is None:
         yield None
         return
+    if checkpoint and file.absolute() == checkpoint.absolute():
+        raise click.UsageError("--failures and --checkpoint must name different files")
     try:
         if source != "-" and file.exists() and file.samefile(source):
             raise click.UsageError("--failures must not name the file that is sent")
-        if new and file.exists() and file.stat().st_size:
+        if not checkpoint and file.exists() and file.stat().st_size:
             raise click.UsageError(f"--failures {file} is not empty; send the events in it, or name another file")
         opened = file.open("ab+", buffering=0)
     except OSError as error:

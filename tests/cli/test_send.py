@@ -119,6 +119,7 @@ def test_nothing_is_sent_of_an_empty_file(tmp_path, accepting):
     (tmp_path / "e").write_bytes(b"\n \r\n")
     assert run("send", "e", "--to", accepting.url, "--checkpoint", "c").returncode == 0
     assert json.loads((tmp_path / "c").read_bytes())["lines"] == 2
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o600
     assert accepting.calls == []
 
 
@@ -272,7 +273,7 @@ def test_service_gone_midway(tmp_path):
     assert (tmp_path / "f").read_bytes() == b""
 
 
-def test_without_a_checkpoint_the_lines_that_are_done_are_told(tmp_path):
+def test_without_a_checkpoint_the_lines_that_are_done_are_named(tmp_path):
     """The message says where to go on."""
     (tmp_path / "e").write_bytes(ndjson(map(order, range(4))))
     with scripted(lambda call, n: problem(503, "overloaded") if n else accepted(call)) as server:
@@ -313,9 +314,9 @@ def test_interrupted_run_continues_without_duplicates(tmp_path, number, code):
             until(lambda: lines_done(tmp_path / "c") >= 500)
             process.send_signal(number)
             assert process.wait(WAIT_SECONDS) == code
-            told = process.stderr.read().decode()
+            shown = process.stderr.read().decode()
         done = lines_done(tmp_path / "c")
-        assert f"Interrupted.\nAll lines up to {done:,} are done." in told
+        assert f"Interrupted.\nAll lines up to {done:,} are done." in shown
         assert len(published(served.url)) == done < 4000
         assert run("send", *arguments).returncode == 0
         messages = published(served.url)
@@ -339,9 +340,9 @@ def test_second_interrupt_ends_at_once(tmp_path):
             with sending(*arguments, cwd=tmp_path) as process:
                 assert arrived.wait(WAIT_SECONDS)
                 process.send_signal(signal.SIGINT)
-                told = b""
-                while b"Finishing the request in progress" not in told:
-                    told += os.read(process.stderr.fileno(), 1000)
+                shown = b""
+                while b"Finishing the request in progress" not in shown:
+                    shown += os.read(process.stderr.fileno(), 1000)
                 process.send_signal(signal.SIGINT)
                 assert process.wait(WAIT_SECONDS) == 130
         finally:
@@ -477,6 +478,7 @@ def test_service_starts_with_the_key_of_a_caller_in_its_environment(tmp_path):
         (["e", "--checkpoint", "no/c"], "--checkpoint no/c: No such file or directory"),
         (["e", "--checkpoint", "other"], "other is the checkpoint of a run to http://staging"),
         (["e", "--failures", "e"], "--failures must not name the file that is sent"),
+        (["e", "--failures", "f", "--checkpoint", "./f"], "--failures and --checkpoint must name different files"),
         (["e", "--failures", "no/f"], "--failures no/f: No such file or directory"),
         (["e", "--batch-events", "0"], "--batch-events"),
     ],
