@@ -15,6 +15,7 @@ from pulsecart.errors import (
     BrokerUnavailable,
     DefinitionError,
     EventError,
+    EventTypeNotAllowed,
     Fault,
     InvalidEvent,
     MalformedBody,
@@ -33,7 +34,7 @@ from pulsecart.ids import new_event_id, trace_id_of
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message, Prepared, Receipt
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
-from pulsecart.ports import Clock, IdFactory, Observer, Transport
+from pulsecart.ports import Caller, Clock, IdFactory, Observer, Transport
 from pulsecart.producer import Producer
 
 __all__ = [
@@ -41,11 +42,13 @@ __all__ = [
     "Batching",
     "BrokerRefused",
     "BrokerUnavailable",
+    "Caller",
     "Catalog",
     "Clock",
     "DefinitionError",
     "Event",
     "EventError",
+    "EventTypeNotAllowed",
     "Fault",
     "IdFactory",
     "InvalidEvent",

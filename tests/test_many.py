@@ -105,6 +105,28 @@ class Queued:
     async def __aexit__(self, *_error) -> None: ...
 
 
+class Plain:
+    """A transport that can only be awaited."""
+
+    def __init__(self, *fails: int) -> None:
+        self._memory = failing(*fails)
+
+    @property
+    def messages(self) -> list[PublishedMessage]:
+        return self._memory.messages
+
+    async def publish(self, message: Message) -> str:
+        return await self._memory.publish(message)
+
+    async def check(self, topics): ...
+
+    async def aclose(self) -> None: ...
+
+    async def __aenter__(self): ...
+
+    async def __aexit__(self, *_error) -> None: ...
+
+
 async def test_each_event_has_its_outcome_in_order():
     """Outcomes are in the order of the events, whatever they are made of; invalid events affect no others."""
     transport = MemoryTransport()
@@ -156,7 +178,7 @@ async def test_events_may_come_from_an_async_iterable():
     assert len(transport.messages) == 10
 
 
-@pytest.mark.parametrize("make", [failing, Queued])
+@pytest.mark.parametrize("make", [failing, Queued, Plain])
 async def test_after_a_failure_later_events_of_the_key_are_not_sent(make):
     """They fail as Aborted or with the failed one; other keys go on, and a resend of what failed keeps the order."""
     transport = make(2)

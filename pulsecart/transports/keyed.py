@@ -348,7 +348,7 @@ class KeyedQueues:
         assert task is not None
         part: list[_Entry] = []
         try:
-            while (queue.waiting or queue.halves) and task in queue.serving:
+            while queue.waiting or queue.halves:
                 if queue.batching.max_latency and not (queue.halves or queue.is_full or self._closed):
                     await queue.linger()
                 if queue.halves:
@@ -361,7 +361,10 @@ class KeyedQueues:
                         self._report("the observer failed", error)
                 if part:
                     queue.serving[task] = part
-                    self._conclude(queue, part, await self._request(queue, part))
+                    sent = await self._request(queue, part)
+                    if task not in queue.serving:
+                        return  # `send` has ignored that it was cancelled; its messages have failed
+                    self._conclude(queue, part, sent)
         except BaseException:
             self._fail(queue, part, _ENDED)
             if queue.serving.keys() == {task}:

@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from pulsecart import load_catalog
+from pulsecart.access.keys import HASH, digest
+from pulsecart.access.keys import new_key as new_access_key
 from pulsecart.serve.settings import Settings
 from tests.google_login import new_key, service_account
 from tests.serving import run, serving
@@ -243,6 +245,51 @@ def test_wrong_settings_are_reported_together(tmp_path):
     assert "ENVIRONMENT is prod" in ended.stderr
     assert "2 workers cannot share" in ended.stderr
     assert "PORT (--port) must be" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_serve_with_keys(tmp_path):
+    """A caller with a key is served; one without gets its 401 at once, even if it waits for 100 Continue."""
+    key = new_access_key()
+    sources = tmp_path / "sources.toml"
+    sources.write_text(f'[checkout]\nkeys = ["{HASH}{digest(key.encode()).hex()}"]\n')
+    with serving("--auth", "keys", "--sources", str(sources), cwd=tmp_path) as served:
+        url = f"{served.url}/events/ingest"
+        assert httpx.post(url, json=ORDER, headers={"Authorization": f"Bearer {key}"}).status_code == 202
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=10) as caller:
+            caller.sendall(
+                b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
+            )
+            answer = b"".join(iter(lambda: caller.recv(65_536), b""))
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+        assert b"100 Continue" not in answer
+        assert served.stop() == 0
+    assert '"source":"checkout"' in served.output
+    assert key[4:] not in served.output
+
+
+def test_wrong_sources_are_an_error_at_startup(tmp_path):
+    """Startup fails with file, line and reason, without a traceback."""
+    (tmp_path / "sources.toml").write_text("[checkout]\nrate = 0\n")
+    ended = run("serve", "--auth", "keys", "--sources", "sources.toml", "--port", "0", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "sources.toml, line 2: [checkout] rate must be" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = run("serve", "--auth", "keys", "--sources", "none.toml", "--port", "0", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "none.toml: the sources file cannot be read: No such file or directory" in ended.stderr
+
+
+def test_oidc_without_its_extra_is_an_error_at_startup(tmp_path):
+    """If PyJWT is not installed, the message says what to install."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['jwt'] = None\n")
+    (tmp_path / "sources.toml").write_text("")
+    options = ("--sources", "sources.toml", "--oidc-issuers", "https://a.example", "--oidc-audience", "x")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = run("serve", "--auth", "oidc", *options, "--port", "0", cwd=tmp_path, env=environment)
+    assert ended.returncode == 2
+    assert "pip install 'pulsecart[oidc]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -306,7 +306,7 @@ class TestLines:
 
     async def test_no_lines_are_202(self, client):
         """An empty stream is complete: every event of it is with the broker."""
-        for body in (b"", b"\n\r\n \n"):
+        for body in (b"", b"\n\r\n \n", b"\n \t"):
             assert (await post_lines(client, body)).json() == {"status": "accepted", "accepted": 0, "failed": 0}
 
     async def test_wrong_line_fails_alone(self, client):

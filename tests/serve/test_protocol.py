@@ -550,6 +550,41 @@ async def test_rest_of_a_rejected_body_is_limited(limits):
         assert await client.closed()
 
 
+async def unwelcome(_scope: Any, _receive: Any, send: Any) -> None:
+    await respond(send, b"no", 401, (b"Connection", b"close"))
+
+
+@pytest.mark.parametrize("head", [POST + b"Content-Length: 99000000\r\n\r\n", CHUNKED + b"\r\nfffffff\r\n"])
+async def test_nothing_is_read_after_connection_close(head):
+    """After an early answer that says Connection: close, the client cannot push bytes, and does not stay."""
+    size = 60_000_000
+    async with running(unwelcome, linger_seconds=1, keep_alive=60) as service:
+        client = await service.connect()
+        client.writer.write(head + b"x" * size)
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (401, "close")
+        started = asyncio.get_running_loop().time()
+        left = size
+        while service.state.connections:
+            left = client.writer.transport.get_write_buffer_size() or left
+            assert asyncio.get_running_loop().time() - started < 10
+            await asyncio.sleep(0.01)
+        assert left > size / 2  # what is missing is in the buffers of the two sockets
+        assert await client.closed()
+
+
+async def test_unwelcome_connection_gives_way_to_another():
+    """A connection whose body is not read counts as idle: many of them do not keep others out."""
+    async with running(unwelcome, linger_seconds=60, max_connections=1) as service:
+        first = await service.connect()
+        first.writer.write(POST + b"Content-Length: 100\r\n\r\n")
+        assert (await first.answer())[0] == 401
+        second = await service.connect()
+        second.writer.write(GET)
+        assert (await second.answer())[0] == 401
+        assert await first.closed()
+
+
 async def test_body_is_read_as_fast_as_the_application_receives_it():
     """While the application does not receive, only a fixed amount of a body is buffered."""
     gate = asyncio.Event()

@@ -344,6 +344,76 @@ def test_settings_made_in_python_are_validated():
             Settings(**{"transport": "memory"} | wrong)
 
 
+@pytest.mark.parametrize("environment", ["staging", "prod"])
+def test_authentication_must_be_decided_outside_development(environment):
+    """In staging and prod an open service is a decision, also with a transport of one's own."""
+    options = {"ENVIRONMENT": environment, "PULSECART_TRANSPORT": "pubsub", "GCP_PROJECT_ID": "shop"}
+    assert problems(**options).startswith(f"PULSECART_AUTH is not set, but ENVIRONMENT is {environment}: set it to ")
+    assert read(**options, PULSECART_AUTH="none").auth == "none"
+
+
+OIDC = {
+    "PULSECART_AUTH": "oidc",
+    "PULSECART_SOURCES": "f",
+    "PULSECART_OIDC_ISSUERS": "https://a.example",
+    "PULSECART_OIDC_AUDIENCE": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"PULSECART_AUTH": "key"}, "must be none, keys, oidc or keys,oidc, not 'key'; did you mean"),
+        ({"PULSECART_AUTH": "none,keys"}, "must be none, keys, oidc or keys,oidc, not 'keys,none'"),
+        ({"PULSECART_AUTH": "keys"}, "PULSECART_AUTH is keys, so PULSECART_SOURCES must be set"),
+        (OIDC | {"PULSECART_SOURCES": ""}, "so PULSECART_SOURCES must be set"),
+        (OIDC | {"PULSECART_OIDC_ISSUERS": ""}, "so PULSECART_OIDC_ISSUERS must be set"),
+        (OIDC | {"PULSECART_OIDC_AUDIENCE": ""}, "so PULSECART_OIDC_AUDIENCE must be set"),
+        ({"PULSECART_SOURCES": "f"}, "PULSECART_SOURCES is set, but PULSECART_AUTH is none"),
+        (OIDC | {"PULSECART_AUTH": "keys"}, "PULSECART_OIDC_AUDIENCE is set, but PULSECART_AUTH is keys"),
+        ({"PULSECART_OIDC_JWKS": "f"}, "PULSECART_OIDC_JWKS is set, but PULSECART_AUTH is none"),
+        (
+            OIDC | {"PULSECART_OIDC_ISSUERS": "https://a,https://b", "PULSECART_OIDC_JWKS": "f"},
+            "PULSECART_OIDC_JWKS has the keys of one issuer, but PULSECART_OIDC_ISSUERS names 2",
+        ),
+        *(
+            (OIDC | {"PULSECART_OIDC_ISSUERS": issuer}, "PULSECART_OIDC_ISSUERS (--oidc-issuers) must be https URLs")
+            for issuer in (
+                "http://a.example",
+                "a.example",
+                "https://",
+                "https://u:p@a.example",
+                "https://a.example/#x",
+                "https://a.example?x=1",
+                "https://a.example:port",
+                "https://[a",
+                "https://a b",
+                "ftp://127.0.0.1",
+                "http://127.0.0.1.evil.example",
+            )
+        ),
+        (OIDC | {"PULSECART_OIDC_JWKS": "http://a.example"}, "must be a file or an https URL"),
+        (OIDC | {"PULSECART_OIDC_JWKS": "file:///a"}, "must be a file or an https URL"),
+        *(
+            ({"PULSECART_CORS_ORIGINS": origin}, "PULSECART_CORS_ORIGINS (--cors-origins) must be origins")
+            for origin in ("shop.example", "https://shop.example/", "https://Shop.example", "https://*.example", "null")
+        ),
+        ({"PULSECART_CORS_ORIGINS": "*,https://a.example"}, "PULSECART_CORS_ORIGINS has * and other origins"),
+    ],
+)
+def test_wrong_settings_of_access(environment, says):
+    """What is missing, without effect or not safe is named."""
+    assert says in problems(**environment)
+
+
+@pytest.mark.parametrize(
+    "issuer", ["https://a.example/tenant", "http://127.0.0.1:8080", "http://[::1]", "http://localhost"]
+)
+def test_issuers_on_loopback_need_no_tls(issuer):
+    """Http is accepted on this machine only."""
+    assert read(**OIDC | {"PULSECART_OIDC_ISSUERS": issuer}).oidc_issuers == (issuer,)
+
+
 def test_latency_applies_to_topics_not_ordered_by_user():
     """Messages wait for others on topics that are sharded or unordered, not on those ordered by user."""
     topic = "pulsecart.user-actions"

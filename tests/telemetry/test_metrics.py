@@ -5,11 +5,21 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from attrs import frozen
 from opentelemetry import metrics as api
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from pulsecart import Batching, BrokerUnavailable, EventError, InvalidEvent, Limits, Message, Producer
+from pulsecart import (
+    Batching,
+    BrokerUnavailable,
+    EventError,
+    EventTypeNotAllowed,
+    InvalidEvent,
+    Limits,
+    Message,
+    Producer,
+)
 from pulsecart.app import create_app
 from pulsecart.events import OrderPlaced
 from pulsecart.serve.settings import Settings
@@ -102,6 +112,43 @@ async def test_events_are_counted_by_type_and_outcome(grown, order_json):
         (of(metrics.OTHER, "refused", error="UnknownEventType"), 3),
         (of(metrics.OTHER, "refused", error="MalformedBody"), 1),
     )
+
+
+@frozen
+class Sender:
+    name: str
+
+    def may_send(self, event_type: str) -> bool:
+        return event_type == "order.placed"
+
+
+async def test_events_are_counted_by_source(grown, order_json):
+    """Each source has a label value of its own, also for the events that it may not send."""
+    grown("pulsecart.events")
+    producer = Producer(MemoryTransport(), observer=Telemetry())
+    for name in ("a", "b", "a"):
+        await producer.publish(producer.prepare(order_json(), caller=Sender(name)))
+    with pytest.raises(EventTypeNotAllowed, match="may not send 'payment.failed' events"):
+        producer.prepare(order_json(event_type="payment.failed"), caller=Sender("a"))
+    labels = {"cloudevents.event_type": "order.placed", "pulsecart.outcome": "published"}
+    refused = {"cloudevents.event_type": "payment.failed", "pulsecart.outcome": "refused"}
+    assert grown("pulsecart.events") == points(
+        *((labels | {"pulsecart.source": name}, count) for name, count in (("a", 2), ("b", 1))),
+        (refused | {"pulsecart.source": "a", "error.type": "EventTypeNotAllowed"}, 1),
+    )
+
+
+async def test_labels_of_sources_are_bounded(grown, order_json):
+    """However many sources there have been, there is a fixed number of label values; the others share one."""
+    grown("pulsecart.events")
+    producer = Producer(MemoryTransport(), observer=Telemetry())
+    count = metrics.MOST_SOURCES + 50
+    for number in range(count):
+        await producer.publish(producer.prepare(order_json(), caller=Sender(f"source-{number}")))
+    grew = {dict(labels)["pulsecart.source"]: number for labels, number in grown("pulsecart.events").items()}
+    assert sum(grew.values()) == count
+    assert grew[metrics.OTHER] >= 50
+    assert len(grew) <= metrics.MOST_SOURCES + 1
 
 
 async def test_a_defect_is_counted_as_a_failure(grown, order_json):

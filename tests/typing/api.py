@@ -41,6 +41,8 @@ async def use() -> None:
         assert_type(filled.payload, Basket)
         assert_type(filled.event_type, str)
         assert_type((await producer.publish(filled)).message_id, str)
+        async for outcome in producer.publish_many([filled, b"{}", {}, producer.prepare(filled)]):
+            assert_type(outcome, Receipt | Exception)
         assert_type(memory.messages, list[PublishedMessage])
     async with EmulatorTransport(project="p", host="127.0.0.1:8085") as emulator:
         port: Transport = emulator
