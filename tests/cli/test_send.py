@@ -230,6 +230,7 @@ def test_failures_are_never_overwritten(tmp_path, accepting):
 @pytest.mark.parametrize(
     ("content", "kept"),
     [(b"a\nb\ntorn", b"a\nb\n"), (b"torn", b""), (b"a\n" + b"x" * 150_000, b"a\n"), (b"a\n", b"a\n")],
+    ids=["torn", "only-torn", "long", "whole"],
 )
 def test_torn_line_of_a_killed_run_is_removed(tmp_path, accepting, content, kept):
     """A last line of the failures without its end is removed: its event is not settled, and is sent again."""
