@@ -119,6 +119,7 @@ def examples(session: nox.Session) -> None:
     install(session, ".[all]", *group("test"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
+    session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")

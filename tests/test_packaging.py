@@ -43,4 +43,4 @@ def test_metadata_has_urls_and_extras():
         "Changelog",
         "Issues",
     }
-    assert {"all", "grpc", "oidc", "otlp", "testing"} <= set(found.get_all("Provides-Extra"))
+    assert {"all", "client", "grpc", "oidc", "otlp", "testing"} <= set(found.get_all("Provides-Extra"))
