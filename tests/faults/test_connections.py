@@ -129,7 +129,7 @@ async def test_look_ups_fail(start, strictly, judge_by_server, scale):
     async with strictly() as (served, server), httpx.AsyncClient(base_url=served.url, timeout=30) as client:
         for number, reply in enumerate(["RESOURCE_EXHAUSTED", "UNIMPLEMENTED", asyncio.Event()]):
             server.look_up = reply
-            publishing = start(crowd(served.url, load, [f"{user}-{number}" for user in USERS], 20 * scale, pause=0.05))
+            publishing = start(crowd(served.url, load, [f"{user}-{number}" for user in USERS], 10 * scale, pause=0.05))
             while not publishing.done():
                 await client.get("/readyz")
         # A probe is sent after some seconds without messages.
