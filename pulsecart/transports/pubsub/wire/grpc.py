@@ -50,6 +50,9 @@ _OPTIONS = [
     # Despite its name this limits an attempt to connect. With TLS that takes two round trips, of up to 3 s each.
     ("grpc.min_reconnect_backoff_ms", 8000),
     ("grpc.keepalive_time_ms", 30_000),
+    # The sender retries. gRPC's own retries meet a connection that the server is closing again and again, without a
+    # pause or a limit: that takes hundreds of megabytes and blocks the process.
+    ("grpc.enable_retries", 0),
 ]
 
 Dial = Callable[[], grpc.aio.Channel]
