@@ -698,12 +698,13 @@ async def test_page_of_a_proxy_is_no_topic(server, transport):
 
 async def test_grpc_connections_are_counted_and_closed(server, observer, monkeypatch):
     """On the gRPC wire the load has the channels; one that is being replaced is closed with the transport."""
-    monkeypatch.setattr("pulsecart.transports.pubsub.admin.CHECK_SECONDS", 0.1)
     monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.05)
     limits = Limits(deadline=60)
     transport = EmulatorTransport(project="test", host=server.host, wire="grpc", limits=limits, observer=observer)
     async with transport:
         assert observer.connections == Load(connections=4)
+        await transport.check(TOPICS)  # a channel that has not connected yet would not be replaced
+        monkeypatch.setattr("pulsecart.transports.pubsub.admin.CHECK_SECONDS", 0.1)
         server.script.append(asyncio.Event())
         waiting = asyncio.create_task(transport.publish(message(1)))
         await server.received(1)
