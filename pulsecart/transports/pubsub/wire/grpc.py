@@ -136,6 +136,7 @@ class GrpcWire:
         self, index: int, stub: Callable[..., Awaitable[Any]], request: object, deadline: float, metadata: Metadata
     ) -> Any:
         channel = self._channels[index]
+        connected = channel.channel.get_state() is ChannelConnectivity.READY
         started = self._loop.time()
         try:
             answer = await stub(request, timeout=min(self._timeout, max(0, deadline - started)), metadata=metadata)
@@ -145,7 +146,8 @@ class GrpcWire:
             if answered:
                 channel.alive_at = self._loop.time()
             elif status is StatusCode.DEADLINE_EXCEEDED:
-                self._replace_suspects(self._channels, started)
+                if connected:  # otherwise connecting may have taken most of the time
+                    self._replace_suspects(self._channels, started)
             elif status is StatusCode.UNAVAILABLE:
                 # gRPC lets calls fail until it tries to connect again. A new channel connects at once.
                 self._replace_suspects([channel], self._loop.time() - RECONNECT_SECONDS)
