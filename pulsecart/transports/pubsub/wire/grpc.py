@@ -176,12 +176,9 @@ class GrpcWire:
 
     async def aclose(self) -> None:
         """Close all channels."""
-        channels = [*self._closing.values(), *(channel.channel for channel in self._channels)]
-        for closing in self._closing:
-            closing.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        for channel in channels:
+        for channel in [*self._closing.values(), *(each.channel for each in self._channels)]:
             await channel.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
 
 def _request(topic: str, key: str, messages: Sequence[Message]) -> bytes:
