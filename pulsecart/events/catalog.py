@@ -92,7 +92,7 @@ class Catalog:
 
         Raises `MalformedBody`, `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
         """
-        document = decode(data)
+        document = dict(decode(data))
         event_type = document.get("event_type")
         if type(event_type) is str and event_type in self._classes:
             del document["event_type"]
