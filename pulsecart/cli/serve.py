@@ -38,7 +38,6 @@ def command(**options: str | None) -> None:
     sys.path.insert(0, str(Path.cwd()))  # for modules of PULSECART_EVENTS, as with python -m
     try:
         settings = load_settings()
-        logs.configure(settings.log_level, settings.project)  # event classes may give warnings when they are loaded
         catalog = settings.catalog
         settings.require_topics(catalog.topics)
         Access(settings, catalog)  # checks the sources file, for the same reason as the credentials
@@ -49,6 +48,7 @@ def command(**options: str | None) -> None:
         raise usage_error(error) from None
     except DefinitionError as error:
         raise click.ClickException(str(error)) from None
+    logs.configure(settings.log_level, settings.project)
     structlog.get_logger("pulsecart").info(_banner(settings))
     run(settings)
 
