@@ -71,8 +71,11 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Everything that needs no emulator, with every branch covered."""
+    """Everything that needs no emulator; on the newest Python with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
+    if session.python != NEWEST:  # measuring takes a third of the time, and the branches are the same
+        session.run("pytest", "-m", "not emulator", *session.posargs)
+        return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
     session.run("coverage", "combine", "--quiet")
