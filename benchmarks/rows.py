@@ -280,7 +280,7 @@ SECTIONS: dict[str, Section] = {
             Row("bare ASGI route, single events", floor("route"), "", share=2),
             Row("in memory, single events", pulsecart(), "", share=2),
             *(
-                Row(f"in memory, {form}", pulsecart(), "", form=form, connections=connections, share=4, rounds=rounds)
+                Row(f"in memory, {form}", pulsecart(), "", form=form, connections=connections, share=3, rounds=rounds)
                 for form, connections, rounds in (
                     (NDJSON, 1, 0),
                     (GZIP, 1, 3),
@@ -290,19 +290,19 @@ SECTIONS: dict[str, Section] = {
                     ("CloudEvents, batches of 100", 16, 3),
                 )
             ),
-            Row("in memory, `pulsecart.client.send_many`", pulsecart(), "", sender="client", share=2, rounds=3),
-            Row("in memory, `pulsecart send`", pulsecart(), "", sender="send", share=2, rounds=3),
+            Row("in memory, `pulsecart.client.send_many`", pulsecart(), "", sender="client", rounds=3),
+            Row("in memory, `pulsecart send`", pulsecart(), "", sender="send", rounds=3),
             Row("TLS, `shards:8`, single events, 256 callers", SHARDS, "tls", connections=256),
             Row("TLS, `shards:8`, NDJSON", SHARDS, "tls", form=NDJSON, connections=1, share=2),
             Row("TLS, NDJSON", pulsecart(), "tls", form=NDJSON, connections=1, rounds=3),
             *(
                 Row(f"TLS, {ARRAYS}, {name}", command, "tls", wire, form=ARRAYS, connections=16, share=share, rounds=3)
                 for name, command, wire, share in (
-                    (REST, pulsecart(), "rest", 1),
-                    (GO, go, "grpc", 1),
-                    (FASTIFY, fastify, "grpc", 1),
+                    (REST, pulsecart(), "rest", 0.5),
+                    (GO, go, "grpc", 0.5),
+                    (FASTIFY, fastify, "grpc", 0.5),
                     (FASTAPI, peer("fastapi_awaited", "fastapi"), "grpc", 0.25),
-                    (GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), "rest", 1),
+                    (GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), "rest", 0.5),
                 )
             ),
             *(
