@@ -93,7 +93,10 @@ def free_port() -> int:
 
 @contextmanager
 def process(*command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a program until the end of the block, then stop it with SIGTERM, as an orchestrator does."""
+    """Run a program until the end of the block, then stop it with SIGTERM, as an orchestrator does.
+
+    What it writes to standard error is shown only if the block fails.
+    """
     with tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen(
             command, env=os.environ | environment, cwd=FOLDER.parent, text=True, stdout=subprocess.PIPE, stderr=log
@@ -138,7 +141,10 @@ def uploading(port: int) -> Iterator[dict[str, float]]:
         if uploader.stdout.readline() != "under way\n":
             raise RuntimeError("the upload ended early")
         yield figures
-    figures["upload_per_second"] = json.loads(uploader.stdout.readline())["per_second"]
+        uploader.send_signal(signal.SIGTERM)
+        if uploader.wait(START_SECONDS):
+            raise RuntimeError("the upload was not accepted whole")
+        figures["upload_per_second"] = json.loads(uploader.stdout.readline())["per_second"]
 
 
 def wait_until_it_accepts(port: int, service: subprocess.Popen[str], key: str = "") -> None:

@@ -83,7 +83,7 @@ def upload(port: int, events: int) -> dict[str, float]:
         text = answer.read()
     accepted = json.loads(text)["accepted"]
     if answer.status != 202 or accepted != sent:
-        raise RuntimeError(f"{sent:,} lines were uploaded, and the answer was {answer.status} {text!r}")
+        sys.exit(f"{sent:,} lines were uploaded, and the answer was {answer.status} {text!r}")
     return {"per_second": sent / (time.perf_counter() - clock), "refused": sent - accepted}
 
 
