@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -31,7 +31,7 @@ from attrs import frozen
 from benchmarks.floor import PROJECT
 from benchmarks.forms import FORMS, INGEST, SINGLE, Form, body
 from benchmarks.report import Rounds, chart, machine, report
-from benchmarks.rows import BROKERS, FLOOR, SECTIONS, Row, Section
+from benchmarks.rows import BROKERS, FLOOR, SECTIONS, Row, Section, pulsecart
 from pulsecart.events import load_catalog
 from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport
@@ -147,6 +147,17 @@ def uploading(port: int) -> Iterator[dict[str, float]]:
         figures["upload_per_second"] = json.loads(uploader.stdout.readline())["per_second"]
 
 
+@contextmanager
+def meanwhile(row: Row, port: int) -> Iterator[dict[str, float]]:
+    """Upload during the block if the row says so; see `uploading`."""
+    with ExitStack() as stack:
+        if row.uploads == "elsewhere":
+            port = free_port()
+            other = stack.enter_context(process(*pulsecart()(port), environment=QUIET | Address().environment("rest")))
+            wait_until_it_accepts(port, other)
+        yield stack.enter_context(uploading(port)) if row.uploads else {}
+
+
 def wait_until_it_accepts(port: int, service: subprocess.Popen[str], key: str = "") -> None:
     """Post events until one is answered 202."""
     end = time.monotonic() + START_SECONDS
@@ -197,8 +208,7 @@ def measure(row: Row, events: int, brokers: Mapping[str, Address]) -> dict[str, 
         idle_mb = resident_mb(service.pid)
         load(port, row, warm_up)
         before = cpu_seconds(service.pid)
-        meanwhile: AbstractContextManager[dict[str, float]] = uploading(port) if row.uploads else nullcontext({})
-        with meanwhile as upload:
+        with meanwhile(row, port) as upload:
             seen = load(port, row, events)
         if not row.uploads:
             seen["cpu_us"] = (cpu_seconds(service.pid) - before) / events * 1e6
