@@ -103,6 +103,7 @@ class GrpcWire:
     """Sends requests over channels, and waits `timeout` seconds for each answer."""
 
     copies = 3  # the message, the request, and gRPC's buffer
+    batch_keys = 32
 
     def __init__(self, dial: Dial, *, timeout: float) -> None:
         self._dial = dial
