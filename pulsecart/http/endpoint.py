@@ -136,16 +136,15 @@ def media_type(content_type: bytes) -> str:
 
 def require_json(content_type: bytes) -> None:
     """Raise `ProblemError` (415) unless the media type is `application/json`."""
-    if media_type(content_type) != "application/json":
+    if content_type != b"application/json" and media_type(content_type) != "application/json":
         raise unsupported_type(content_type, "application/json")
 
 
-def unsupported_type(content_type: bytes, accepted: str) -> ProblemError:
-    """Return the error for a media type, given what is accepted."""
-    sent = content_type.decode("latin-1")[:100]
-    return unsupported(
-        f"Content-Type must be {accepted}; this request has {f'{sent!r}' if sent else 'none'}.", {"Accept": accepted}
-    )
+def unsupported_type(content_type: bytes, *accepted: str) -> ProblemError:
+    """Return the error (415) for a media type, given those that are accepted."""
+    sent = repr(content_type.decode("latin-1")[:100]) if content_type else "none"
+    detail = f"Content-Type must be {' or '.join(accepted)}; this request has {sent}."
+    return unsupported(detail, {"Accept": ", ".join(accepted)})
 
 
 def log_failure(log: EventLog, error: Exception, problem: Problem, seconds: float, source: Source | None) -> None:
