@@ -118,6 +118,16 @@ class Settings:
         default=_DEV_PROJECT,
         validator=values.project,
     )
+    topics: Mapping[str, str] = _setting(
+        "PULSECART_TOPICS",
+        _WHERE,
+        "TOPIC=NAME,...",
+        "What topics are called in the project, where that is not the catalog's name: topic=name, separated by commas.",
+        default={},
+        parse=values.parse_topics,
+        validator=values.topics,
+        shown="the catalog's names",
+    )
     endpoint: str = _setting(
         "PULSECART_ENDPOINT",
         _WHERE,
@@ -447,11 +457,23 @@ class Settings:
     def require_topics(self, known: Collection[str]) -> None:
         """Check that the settings by topic name topics that exist. Raises `SettingsError`."""
         listed = ", ".join(known)
+        by_topic = {
+            "PULSECART_ORDERING": self.ordering,
+            "PULSECART_BATCHING": self.batching,
+            "PULSECART_TOPICS": self.topics,
+        }
         problems = [
             f"{variable}: no event type has the topic {topic!r}{nearest(topic, known) or f'; the topics are {listed}'}"
-            for variable, topics in (("PULSECART_ORDERING", self.ordering), ("PULSECART_BATCHING", self.batching))
+            for variable, topics in by_topic.items()
             for topic in topics
             if topic not in known and topic != USER_ACTIONS
+        ]
+        # Two topics in one would mix the order of a user's events.
+        problems += [
+            f"PULSECART_TOPICS: {topic}={name}, but {name} is another topic of the catalog: choose another name, or "
+            f"give {name} one, too"
+            for topic, name in self.topics.items()
+            if name != topic and name in known and name not in self.topics
         ]
         if problems:
             raise SettingsError(problems)

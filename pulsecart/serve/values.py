@@ -17,6 +17,7 @@ from pulsecart.serve.hosts import network
 from pulsecart.suggest import closest
 
 __all__ = [
+    "RESOURCE_NAME",
     "address",
     "auth",
     "batching",
@@ -34,12 +35,17 @@ __all__ = [
     "parse_auth",
     "parse_batching",
     "parse_ordering",
+    "parse_topics",
     "project",
+    "topics",
     "trace_url",
 ]
 
 Setting: TypeAlias = "attrs.Attribute[Any]"
 Validator: TypeAlias = Callable[[Any, Setting, Any], None]
+
+RESOURCE_NAME = re.compile(r"(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII)
+"""The names of topics and subscriptions (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names)."""
 
 _MAX_SHOWN = 100
 """How many characters of a wrong value a message repeats."""
@@ -85,6 +91,12 @@ def parse_auth(text: str) -> str:
 def parse_ordering(text: str) -> dict[str, str]:
     """Parse `topic=ordering,…`."""
     return {topic: choice for topic, _, choice in (part.partition("=") for part in names(text))}
+
+
+def parse_topics(text: str) -> dict[str, str] | str:
+    """Parse `topic=name,…`."""
+    pairs = [(topic, name) for topic, _, name in (part.partition("=") for part in names(text))]
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else text
 
 
 def parse_batching(text: str) -> dict[str, Batching] | str:
@@ -207,6 +219,22 @@ def ordering(_settings: Any, setting: Setting, value: Mapping[str, str]) -> None
                 "topic=user, topic=none or topic=shards:N with N from 1 to 9,999, separated by commas",
                 f"{topic}={choice}",
             )
+
+
+def topics(_settings: Any, setting: Setting, value: Any) -> None:
+    """Accept a name that Pub/Sub allows for each topic, and no name twice."""
+    if not isinstance(value, Mapping):
+        _reject(setting, "topic=name, separated by commas, with each topic once", value)
+    for topic, name in value.items():
+        if not RESOURCE_NAME.fullmatch(name):
+            _reject(
+                setting,
+                "topic=name, separated by commas; a name has 3 to 255 letters, digits and -._~+%, begins with a letter "
+                "and not with goog",
+                f"{topic}={name}",
+            )
+    if len(set(value.values())) < len(value):
+        _reject(setting, "topic=name, separated by commas, with each name once", ",".join(value.values()))
 
 
 def batching(_settings: Any, setting: Setting, value: Any) -> None:

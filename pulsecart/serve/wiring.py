@@ -82,7 +82,12 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
                 _log.warning("The broker is not available yet: %s", error.log_detail)
             else:
                 for topic in missing:
-                    _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
+                    name = settings.topics.get(topic, topic)
+                    _log.warning(
+                        "The topic %s does not exist in project %s: create it, for example with pulsecart topics apply",
+                        name,
+                        settings.project,
+                    )
             async with drain.on_signals():
                 yield
             event_log.flush()
@@ -179,6 +184,7 @@ def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, 
                 connections=settings.connections,
                 limits=settings.limits,
                 creates_topics=creates_topics,
+                topics=settings.topics,
                 observer=observer,
             )
             return emulator, emulator if creates_topics else None
@@ -198,6 +204,7 @@ def pubsub_transport(settings: Settings, observer: Observer = UNOBSERVED) -> Pub
         client_certificate=_path(settings.client_certificate_file),
         client_key=_path(settings.client_key_file),
         limits=settings.limits,
+        topics=settings.topics,
         observer=observer,
     )
 

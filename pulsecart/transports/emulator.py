@@ -1,6 +1,6 @@
 """The Pub/Sub emulator: a local broker that needs no credentials."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pulsecart.limits import Limits
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["EmulatorTransport"]
 
 _DEFAULT = Limits()
+_SAME_NAMES: Mapping[str, str] = {}
 
 
 class EmulatorTransport(RemoteTransport):
@@ -21,7 +22,7 @@ class EmulatorTransport(RemoteTransport):
 
     An emulator loses its topics when it restarts. With `creates_topics`, publishing creates a missing topic.
 
-    `wire` and `connections` are those of `PubSubTransport`.
+    `wire`, `connections` and `topics` are those of `PubSubTransport`.
     """
 
     def __init__(  # noqa: PLR0913 (all of them are options)
@@ -33,6 +34,7 @@ class EmulatorTransport(RemoteTransport):
         connections: int = DEFAULT_CONNECTIONS,
         limits: Limits = _DEFAULT,
         creates_topics: bool = False,
+        topics: Mapping[str, str] = _SAME_NAMES,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._project = project
@@ -41,6 +43,7 @@ class EmulatorTransport(RemoteTransport):
         self._connections = connections
         self._limits = limits
         self._creates_topics = creates_topics
+        self._topics = topics
         self._observer = observer
 
     async def create_topics(self, topics: Iterable[str]) -> None:
@@ -58,6 +61,7 @@ class EmulatorTransport(RemoteTransport):
             limits=self._limits,
             creates_topics=self._creates_topics,
             observer=self._observer,
+            names=self._topics,
         )
 
     def _make_wire(self) -> "Wire":

@@ -30,6 +30,7 @@ def test_defaults():
         "workers": 1,
         "events": (),
         "project": "pulsecart-dev",
+        "topics": {},
         "emulator_host": "",
         "endpoint": "pubsub.googleapis.com:443",
         "wire": "rest",
@@ -82,6 +83,7 @@ def test_every_setting_is_read_from_its_variable():
         GCP_PROJECT_ID="shop",
         PUBSUB_EMULATOR_HOST="localhost:8085",
         PULSECART_ENDPOINT="us-central1-pubsub.googleapis.com:443",
+        PULSECART_TOPICS="a=shop.a, b.c=shop.b",
         PULSECART_WIRE="grpc",
         PULSECART_CONNECTIONS="128",
         PULSECART_CONNECT_TO="restricted.googleapis.com:443",
@@ -119,6 +121,7 @@ def test_every_setting_is_read_from_its_variable():
         project="shop",
         emulator_host="localhost:8085",
         endpoint="us-central1-pubsub.googleapis.com:443",
+        topics={"a": "shop.a", "b.c": "shop.b"},
         wire="grpc",
         connections=128,
         connect_to="restricted.googleapis.com:443",
@@ -234,6 +237,11 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
         ({"PULSECART_ORDERING": "a"}, "not 'a='"),
         ({"PULSECART_BATCHING": "a=10"}, "PULSECART_BATCHING (--batching) must be topic=messages:bytes:milliseconds"),
         ({"PULSECART_BATCHING": "a=1001:1:0"}, "at most 1,000 messages"),
+        ({"PULSECART_TOPICS": "a"}, "PULSECART_TOPICS (--topics) must be topic=name, separated by commas; a name has"),
+        ({"PULSECART_TOPICS": "a=projects/p/topics/t"}, "not 'a=projects/p/topics/t'"),
+        ({"PULSECART_TOPICS": "a=google.a"}, "not 'a=google.a'"),
+        ({"PULSECART_TOPICS": "a=shop.a,a=shop.b"}, "with each topic once, not 'a=shop.a,a=shop.b'"),
+        ({"PULSECART_TOPICS": "a=shop.a,b=shop.a"}, "with each name once, not 'shop.a,shop.a'"),
         ({"PULSECART_TRANSPRT": "memory"}, "PULSECART_TRANSPRT is not a setting; did you mean PULSECART_TRANSPORT?"),
         ({"PULSECART_ZZZ": "1"}, "PULSECART_ZZZ is not a setting"),
         ({"PULSECART_TRANSPORT": "memory", "ENVIRONMENT": "prod"}, "ENVIRONMENT is prod"),
@@ -480,7 +488,18 @@ def test_unknown_topic_is_an_error():
         "PULSECART_ORDERING: no event type has the topic 'shop.event'; did you mean 'shop.events'?",
         "PULSECART_BATCHING: no event type has the topic 'zzz'; the topics are shop.events",
     )
+    with pytest.raises(SettingsError, match="PULSECART_TOPICS: no event type has the topic 'shop.event'; did you mean"):
+        read(PULSECART_TOPICS="shop.event=clicks").require_topics(["shop.events"])
     read(PULSECART_ORDERING="shop.events=user").require_topics(["shop.events"])
+
+
+def test_name_of_another_topic_is_an_error():
+    """Two topics in one would mix the order of a user's events. Names may be exchanged."""
+    topics = ["shop.a", "shop.b"]
+    with pytest.raises(SettingsError, match=r"shop\.a=shop\.b, but shop\.b is another topic of the catalog"):
+        read(PULSECART_TOPICS="shop.a=shop.b").require_topics(topics)
+    read(PULSECART_TOPICS="shop.a=shop.b,shop.b=shop.a").require_topics(topics)
+    read(PULSECART_TOPICS="shop.a=shop.a").require_topics(topics)
 
 
 def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Google Cloud Pub/Sub."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ __all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireNa
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 
 _DEFAULT = Limits()
+_SAME_NAMES: Mapping[str, str] = {}
 
 
 class PubSubTransport(RemoteTransport):
@@ -36,6 +38,8 @@ class PubSubTransport(RemoteTransport):
     `credentials` default to Application Default Credentials. If there are none, opening raises
     `google.auth.exceptions.DefaultCredentialsError`. While no token can be fetched, publishing raises
     `BrokerUnavailable`.
+
+    `topics` maps the topics of messages to what they are called in the project, as far as the names differ.
 
     `roots` are the root certificates to trust, as PEM; the default is the system's (REST), or gRPC's own. For mutual
     TLS, `client_certificate` is a PEM file with a certificate and its chain, and `client_key` one with its private key.
@@ -54,6 +58,7 @@ class PubSubTransport(RemoteTransport):
         client_certificate: Path | None = None,
         client_key: Path | None = None,
         limits: Limits = _DEFAULT,
+        topics: Mapping[str, str] = _SAME_NAMES,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._project = project
@@ -66,6 +71,7 @@ class PubSubTransport(RemoteTransport):
         self._client_certificate = client_certificate
         self._client_key = client_key
         self._limits = limits
+        self._topics = topics
         self._observer = observer
 
     def require(self) -> None:
@@ -110,6 +116,7 @@ class PubSubTransport(RemoteTransport):
                 limits=self._limits,
                 tokens=tokens,
                 observer=self._observer,
+                names=self._topics,
             )
         except BaseException:
             await tokens.aclose()

@@ -1,7 +1,7 @@
 """Publishes to the topics of a project: queues by key, requests with retries, and a check of the broker."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pulsecart.errors import BrokerUnavailable
@@ -35,6 +35,7 @@ class Publisher:
         server: tuple[str, int],
         limits: Limits,
         observer: Observer,
+        names: Mapping[str, str],
         tokens: "Tokens | None" = None,
         creates_topics: bool = False,
     ) -> None:
@@ -44,7 +45,7 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._reachability = Reachability()
         attempts = Attempts(tokens, self._reachability)
-        self._admin = Admin(wire, attempts, project)
+        self._admin = Admin(wire, attempts, project, names)
         sender = Sender(
             wire,
             attempts,
