@@ -15,9 +15,9 @@ from pulsecart.errors import SettingsError
 from pulsecart.limits import Batching
 from pulsecart.serve.hosts import network
 from pulsecart.suggest import closest
+from pulsecart.transports.pubsub.remote import RESOURCE_NAME
 
 __all__ = [
-    "RESOURCE_NAME",
     "address",
     "auth",
     "batching",
@@ -43,9 +43,6 @@ __all__ = [
 
 Setting: TypeAlias = "attrs.Attribute[Any]"
 Validator: TypeAlias = Callable[[Any, Setting, Any], None]
-
-RESOURCE_NAME = re.compile(r"(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII)
-"""The names of topics and subscriptions (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names)."""
 
 _MAX_SHOWN = 100
 """How many characters of a wrong value a message repeats."""

@@ -1,6 +1,7 @@
 """The Pub/Sub emulator: a local broker that needs no credentials."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pulsecart.limits import Limits
@@ -8,8 +9,10 @@ from pulsecart.ports import UNOBSERVED, Observer
 from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
 
 if TYPE_CHECKING:
+    from pulsecart.transports.pubsub.api import Api
     from pulsecart.transports.pubsub.publisher import Publisher
     from pulsecart.transports.pubsub.wire import Wire
+    from pulsecart.transports.pubsub.wire.rest import RestWire
 
 __all__ = ["EmulatorTransport"]
 
@@ -50,6 +53,17 @@ class EmulatorTransport(RemoteTransport):
         """Create topics; existing ones are not changed. Raises `BrokerUnavailable`."""
         await self._open().create_topics(topics)
 
+    @asynccontextmanager
+    async def api(self) -> "AsyncIterator[Api]":
+        """Give access to the emulator's REST API, whether this transport is open or not."""
+        from pulsecart.transports.pubsub.api import CALL_SECONDS, Api
+
+        wire = self._make_rest(CALL_SECONDS)
+        try:
+            yield Api(wire)
+        finally:
+            await wire.aclose()
+
     async def _connect(self) -> "Publisher":
         from pulsecart.transports.pubsub.publisher import Publisher
         from pulsecart.transports.pubsub.wire.dial import split_address
@@ -69,10 +83,11 @@ class EmulatorTransport(RemoteTransport):
             from pulsecart.transports.pubsub.wire.grpc import GrpcWire, insecure
 
             return GrpcWire(insecure(self._host), timeout=self._limits.attempt_timeout)
+        return self._make_rest(self._limits.attempt_timeout)
+
+    def _make_rest(self, timeout: float) -> "RestWire":
         from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
         host, port = split_address(self._host)
-        return RestWire(
-            Endpoint(host=host, port=port), connections=self._connections, timeout=self._limits.attempt_timeout
-        )
+        return RestWire(Endpoint(host=host, port=port), connections=self._connections, timeout=timeout)

@@ -5,7 +5,9 @@ import binascii
 import re
 import socket
 import ssl
+import time
 from collections import deque
+from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
@@ -13,6 +15,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 
+from pulsecart.testing.strict import admin
 from pulsecart.testing.strict.faults import HTTP_STATUS, Fault, RawAnswer, error_body, http_answer
 from pulsecart.testing.strict.server import PublishRequest, ReceivedMessage
 
@@ -34,7 +37,7 @@ _HEAD = (
     "Vary: Origin, X-Origin, Referer\r\n"
     "Server: ESF\r\n"
     "Cache-Control: private\r\n"
-    "Transfer-Encoding: chunked\r\n\r\n"
+    "Transfer-Encoding: chunked\r\n"
 )
 _OK = _HEAD.format("200 OK").encode()
 _FAILED = {
@@ -217,12 +220,20 @@ class Connection(asyncio.Protocol):
                     answer = _read_topic(_json(call)) | {"name": name}
                     await self.server.create_topic(name, self._number)
                 case _:
-                    return _page(404, "The requested URL was not found on this server.")
+                    path, _, query = call.url.decode("latin-1").partition("?")
+                    found = admin.answer(self.server, call.method.decode(), unquote(path), query, lambda: _json(call))
+                    if found is None:
+                        return _page(404, "The requested URL was not found on this server.")
+                    answer = found
         except Fault as fault:
             if fault.raw is not None:
                 return fault.raw
-            return RawAnswer(_FAILED[fault.status] + _chunked(error_body(fault.status, fault.message)), close=False)
-        return RawAnswer(_OK + _chunked(msgspec.json.encode(answer)), close=False)
+            return self._json_answer(_FAILED[fault.status], error_body(fault.status, fault.message))
+        return self._json_answer(_OK, msgspec.json.encode(answer))
+
+    def _json_answer(self, head: bytes, body: bytes) -> RawAnswer:
+        date = _date(int(time.time() + self.server.clock_offset))
+        return RawAnswer(b"%bDate: %b\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, date, len(body), body), close=False)
 
     async def _forward(self, client: asyncio.Transport, data: bytes) -> None:
         """Connect the client with the gRPC server, and give it what the client has sent."""
@@ -316,8 +327,9 @@ def _decode_base64(text: str, number: int) -> bytes:
         raise Fault("INVALID_ARGUMENT", f'{what} "{text[:50]}"') from error
 
 
-def _chunked(body: bytes) -> bytes:
-    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+@lru_cache(maxsize=2)
+def _date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()
 
 
 def _page(status: int, text: str, *, close: bool = False) -> RawAnswer:

@@ -1,7 +1,8 @@
 """Google Cloud Pub/Sub."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,12 @@ from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransp
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
+    from pulsecart.transports.pubsub.api import Api
     from pulsecart.transports.pubsub.publisher import Publisher
+    from pulsecart.transports.pubsub.tokens import Tokens
     from pulsecart.transports.pubsub.wire import Wire
+    from pulsecart.transports.pubsub.wire.dial import Endpoint
+    from pulsecart.transports.pubsub.wire.rest import RestWire
 
 __all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireName"]
 
@@ -99,14 +104,11 @@ class PubSubTransport(RemoteTransport):
 
     async def _connect(self) -> "Publisher":
         from pulsecart.transports.pubsub.publisher import Publisher
-        from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+        from pulsecart.transports.pubsub.tokens import SCOPE
         from pulsecart.transports.pubsub.wire.dial import split_address
 
-        credentials = self._credentials
-        if credentials is None:
-            credentials = await asyncio.to_thread(default_credentials)
+        tokens = await self._make_tokens(SCOPE)
         wire = self._make_wire()
-        tokens = Tokens(credentials)
         try:
             await tokens.open()
             return Publisher(
@@ -123,11 +125,36 @@ class PubSubTransport(RemoteTransport):
             await wire.aclose()
             raise
 
+    @asynccontextmanager
+    async def api(self, scope: str = "https://www.googleapis.com/auth/pubsub") -> "AsyncIterator[Api]":
+        """Give access to the REST API at the endpoint, whether this transport is open or not.
+
+        `scope` is what its access tokens are for.
+        """
+        from pulsecart.transports.pubsub.api import CALL_SECONDS, Api
+
+        tokens = await self._make_tokens(scope)
+        wire = self._make_rest(CALL_SECONDS)
+        try:
+            await tokens.open()
+            yield Api(wire, tokens)
+        finally:
+            await tokens.aclose()
+            await wire.aclose()
+
+    async def _make_tokens(self, scope: str) -> "Tokens":
+        from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+
+        credentials = self._credentials
+        if credentials is None:
+            credentials = await asyncio.to_thread(default_credentials, scope)
+        return Tokens(credentials, scope)
+
     def _make_wire(self) -> "Wire":
-        certificate, key = self._client_certificate, self._client_key
         if self._wire == "grpc":
             from pulsecart.transports.pubsub.wire.grpc import GrpcWire, secure
 
+            certificate, key = self._client_certificate, self._client_key
             dial = secure(
                 self._endpoint,
                 address=self._connect_to,
@@ -136,15 +163,22 @@ class PubSubTransport(RemoteTransport):
                 key=(key or certificate).read_bytes() if certificate else None,
             )
             return GrpcWire(dial, timeout=self._limits.attempt_timeout)
-        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
+        return self._make_rest(self._limits.attempt_timeout)
+
+    def _make_rest(self, timeout: float) -> "RestWire":
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
+        return RestWire(self.dialled(), connections=self._connections, timeout=timeout)
+
+    def dialled(self) -> "Endpoint":
+        """Return how connections for REST are made: address, TLS and proxy."""
+        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
+
         host, port = split_address(self._endpoint)
-        endpoint = Endpoint(
+        return Endpoint(
             host=host,
             port=port,
-            tls=make_tls(roots=self._roots, certificate=certificate, key=key),
+            tls=make_tls(roots=self._roots, certificate=self._client_certificate, key=self._client_key),
             address=split_address(self._connect_to) if self._connect_to else None,
             proxy=proxy_for(host),
         )
-        return RestWire(endpoint, connections=self._connections, timeout=self._limits.attempt_timeout)
