@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pulsecart.transports.pubsub.api import Api
     from pulsecart.transports.pubsub.publisher import Publisher
     from pulsecart.transports.pubsub.wire import Wire
+    from pulsecart.transports.pubsub.wire.dial import Endpoint
     from pulsecart.transports.pubsub.wire.rest import RestWire
 
 __all__ = ["EmulatorTransport"]
@@ -86,8 +87,13 @@ class EmulatorTransport(RemoteTransport):
         return self._make_rest(self._limits.attempt_timeout)
 
     def _make_rest(self, timeout: float) -> "RestWire":
-        from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
+        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout)
+
+    def endpoint(self) -> "Endpoint":
+        """Return how connections for REST are made."""
+        from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
+
         host, port = split_address(self._host)
-        return RestWire(Endpoint(host=host, port=port), connections=self._connections, timeout=timeout)
+        return Endpoint(host=host, port=port)

@@ -2,20 +2,16 @@
 
 import asyncio
 import json
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from pulsecart.cli import main
-from pulsecart.testing import StrictPubsub, strict_pubsub
+from pulsecart.testing import strict_pubsub
 from pulsecart.testing.strict.admin import PROJECT_NUMBER
 from pulsecart.transports import PubSubTransport
-from tests.google_login import new_key, service_account
 
 TOPICS = ["pulsecart.commerce-events", "pulsecart.system-events", "pulsecart.user-actions"]
 AGENT = f"serviceAccount:service-{PROJECT_NUMBER}@gcp-sa-pubsub.iam.gserviceaccount.com"
@@ -26,49 +22,6 @@ dead_letter_topic = "mailer.dead"
 max_delivery_attempts = 10
 filter = 'attributes.event_type = "order.placed"'
 """
-
-
-@contextmanager
-def on_a_thread(*topics: str) -> Iterator[StrictPubsub]:
-    """Run a strict server with TLS in a thread: a command runs its own event loop in this one."""
-    loop = asyncio.new_event_loop()
-    started, stop = threading.Event(), asyncio.Event()
-    servers: list[StrictPubsub] = []
-
-    async def serve() -> None:
-        async with strict_pubsub(topics, tls=True) as server:
-            servers.append(server)
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
-    thread.start()
-    try:
-        assert started.wait(10)
-        yield servers[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        loop.close()
-
-
-@pytest.fixture(scope="module")
-def key_file(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("login") / "key.json"
-    file.write_text(service_account(new_key()))
-    return file
-
-
-@pytest.fixture
-def cloud(monkeypatch, key_file) -> Iterator[StrictPubsub]:
-    """Google Cloud, as far as the settings say."""
-    with on_a_thread() as server:
-        monkeypatch.setenv("PULSECART_TRANSPORT", "pubsub")
-        monkeypatch.setenv("GCP_PROJECT_ID", "test")
-        monkeypatch.setenv("PULSECART_ENDPOINT", server.host)
-        monkeypatch.setenv("PULSECART_CA_FILE", server.roots_file)
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file))
-        yield server
 
 
 @pytest.fixture

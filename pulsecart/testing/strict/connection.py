@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._send(_page(400, "Your client has issued a malformed or illegal request.", close=True))
+            self._send(self._page(400, "Your client has issued a malformed or illegal request.", close=True))
 
     # What httptools calls.
 
@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
             match call.method, verb:
                 case b"POST", ":publish":
                     if not {"content-length", "transfer-encoding"} & call.headers.keys():
-                        return _page(411, "POST requests require a Content-length header.", close=True)
+                        return self._page(411, "POST requests require a Content-length header.", close=True)
                     messages = _read_messages(_json(call))
                     request = PublishRequest(name, messages, call.headers, self._peer, self._number, "rest")
                     answer: dict[str, Any] = {"messageIds": await self.server.publish(request)}
@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
                     path, _, query = call.url.decode("latin-1").partition("?")
                     found = admin.answer(self.server, call.method.decode(), unquote(path), query, lambda: _json(call))
                     if found is None:
-                        return _page(404, "The requested URL was not found on this server.")
+                        return self._page(404, "The requested URL was not found on this server.")
                     answer = found
         except Fault as fault:
             if fault.raw is not None:
@@ -231,9 +231,19 @@ class Connection(asyncio.Protocol):
             return self._json_answer(_FAILED[fault.status], error_body(fault.status, fault.message))
         return self._json_answer(_OK, msgspec.json.encode(answer))
 
+    def _page(self, status: int, text: str, *, close: bool = False) -> RawAnswer:
+        """Return an answer of Google's front end, which is not in JSON."""
+        page = f"<!DOCTYPE html><html lang=en><title>Error {status}</title><p><b>{status}.</b> {text}</html>"
+        headers = {"Content-Type": "text/html; charset=UTF-8", "Date": self._date().decode()}
+        return http_answer(status, page.encode(), headers, close=close)
+
+    def _date(self) -> bytes:
+        return _http_date(int(time.time() + self.server.clock_offset))
+
     def _json_answer(self, head: bytes, body: bytes) -> RawAnswer:
-        date = _date(int(time.time() + self.server.clock_offset))
-        return RawAnswer(b"%bDate: %b\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, date, len(body), body), close=False)
+        return RawAnswer(
+            b"%bDate: %b\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, self._date(), len(body), body), close=False
+        )
 
     async def _forward(self, client: asyncio.Transport, data: bytes) -> None:
         """Connect the client with the gRPC server, and give it what the client has sent."""
@@ -328,11 +338,5 @@ def _decode_base64(text: str, number: int) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _date(seconds: int) -> bytes:
+def _http_date(seconds: int) -> bytes:
     return formatdate(seconds, usegmt=True).encode()
-
-
-def _page(status: int, text: str, *, close: bool = False) -> RawAnswer:
-    """Return an answer of Google's front end, which is not in JSON."""
-    page = f"<!DOCTYPE html><html lang=en><title>Error {status}</title><p><b>{status}.</b> {text}</html>"
-    return http_answer(status, page.encode(), {"Content-Type": "text/html; charset=UTF-8"}, close=close)

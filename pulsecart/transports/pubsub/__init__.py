@@ -168,9 +168,9 @@ class PubSubTransport(RemoteTransport):
     def _make_rest(self, timeout: float) -> "RestWire":
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
-        return RestWire(self.dialled(), connections=self._connections, timeout=timeout)
+        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout)
 
-    def dialled(self) -> "Endpoint":
+    def endpoint(self) -> "Endpoint":
         """Return how connections for REST are made: address, TLS and proxy."""
         from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
 

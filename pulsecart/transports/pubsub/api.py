@@ -28,8 +28,16 @@ class Api:
 
     def __init__(self, wire: RestWire, tokens: "Tokens | None" = None) -> None:
         self._wire = wire
+        self._tokens = tokens
         self._attempts = Attempts(tokens, Reachability())
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def principal(self) -> str:
+        """Who makes the calls, if they are authorized. Raises `BrokerUnavailable` if there is no access token."""
+        assert self._tokens is not None  # an emulator's calls have no principal
+        _ = self._tokens.metadata
+        return self._tokens.principal
 
     async def call(self, method: str, path: str, body: Any = None, *, query: str = "") -> dict[str, Any]:
         """Send a request, and return its answer. What may be temporary is tried again.

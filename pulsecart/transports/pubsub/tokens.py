@@ -115,6 +115,13 @@ class Tokens:
             raise BrokerUnavailable(what, f"{what}: {self._failure or 'no answer to the request for a token yet'}")
         return self._token.metadata
 
+    @property
+    def principal(self) -> str:
+        """Whom the tokens are for: an e-mail address, or the kind of the credentials if they do not say."""
+        names = ("service_account_email", "account")
+        email = next((found for name in names if (found := getattr(self._credentials, name, None))), None)
+        return email or f"an account that its credentials do not name ({type(self._credentials).__name__})"
+
     async def renew(self, rejected: tuple[tuple[str, str], ...]) -> None:
         """Refresh the token, because the broker does not accept the metadata `rejected`.
 
