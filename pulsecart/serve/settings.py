@@ -376,6 +376,21 @@ class Settings:
         "Whether spans may contain ordering keys, and logs the messages of unexpected errors: true or false.",
         default="false",
     )
+    metrics_port: int = _number(
+        "PULSECART_METRICS_PORT",
+        _TELEMETRY,
+        "NUMBER",
+        "The port for Prometheus to scrape /metrics on, such as 9464; 0 is none. It needs the extra prometheus.",
+        (0, 65535),
+        default=0,
+    )
+    metrics_host: str = _setting(
+        "PULSECART_METRICS_HOST",
+        _TELEMETRY,
+        "ADDRESS",
+        "The address on which /metrics is served. It has no authentication.",
+        default="127.0.0.1",
+    )
     trace_callers: Literal["always", "ratio", "never"] = _choice(
         "PULSECART_TRACE_CALLERS",
         _TELEMETRY,
@@ -495,7 +510,7 @@ class Settings:
                 "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
-        problems += self._contradictions_of_access()
+        problems += self._contradictions_of_metrics() + self._contradictions_of_access()
         try:
             _ = self.limits
         except ValueError as error:
@@ -512,6 +527,17 @@ class Settings:
                     f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
                     "unset it, or set PULSECART_TRANSPORT=emulator"
                 )
+        return problems
+
+    def _contradictions_of_metrics(self) -> list[str]:
+        problems = []
+        if self.metrics_port and self.workers > 1:
+            problems.append(
+                f"PULSECART_METRICS_PORT would show one of {self.workers} workers only: set PULSECART_WORKERS=1 and "
+                "run more instances, or let each worker export by OTLP (OTEL_METRICS_EXPORTER=otlp)"
+            )
+        if self.metrics_port and find_spec("prometheus_client") is None:
+            problems.append("PULSECART_METRICS_PORT needs prometheus-client: pip install 'pulsecart[prometheus]'")
         return problems
 
     def _contradictions_of_access(self) -> list[str]:

@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with export.exporting(telemetry.start), access.opened(), transport:
+        async with _metrics(settings), export.exporting(telemetry.start), access.opened(), transport:
             try:
                 missing = await missing_topics()
                 if admin is not None:
@@ -114,6 +114,18 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
+
+
+@asynccontextmanager
+async def _metrics(settings: Settings) -> AsyncIterator[None]:
+    """Serve /metrics, if there is a port for it. Raises `SettingsError` if the port is taken."""
+    if not settings.metrics_port:
+        yield
+        return
+    from pulsecart.telemetry.prometheus import exposed  # noqa: PLC0415 (an optional dependency)
+
+    with exposed(settings.metrics_host, settings.metrics_port):
+        yield
 
 
 def _events(

@@ -55,6 +55,8 @@ def test_defaults():
         "connection_bytes": 16_384,
         "log_level": "info",
         "personal_data": "false",
+        "metrics_port": 0,
+        "metrics_host": "127.0.0.1",
         "trace_callers": "always",
         "trace_url": "",
         "ordering": {},
@@ -76,7 +78,9 @@ def test_every_setting_is_read_from_its_variable():
         ENVIRONMENT="staging",
         PULSECART_HOST="0.0.0.0",
         PORT="80",
-        PULSECART_WORKERS="2",
+        PULSECART_WORKERS="1",
+        PULSECART_METRICS_PORT="9464",
+        PULSECART_METRICS_HOST="0.0.0.0",
         PULSECART_EVENTS="a.b, c ,",
         PULSECART_COMMERCE_EVENTS="false",
         PULSECART_DOCS="true",
@@ -114,7 +118,9 @@ def test_every_setting_is_read_from_its_variable():
         environment="staging",
         host="0.0.0.0",
         port=80,
-        workers=2,
+        workers=1,
+        metrics_port=9464,
+        metrics_host="0.0.0.0",
         events=("a.b", "c"),
         commerce_events="false",
         docs="true",
@@ -237,6 +243,7 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
         ({"PULSECART_ORDERING": "a"}, "not 'a='"),
         ({"PULSECART_BATCHING": "a=10"}, "PULSECART_BATCHING (--batching) must be topic=messages:bytes:milliseconds"),
         ({"PULSECART_BATCHING": "a=1001:1:0"}, "at most 1,000 messages"),
+        ({"PULSECART_METRICS_PORT": "9464", "PULSECART_WORKERS": "2"}, "would show one of 2 workers only"),
         ({"PULSECART_TOPICS": "a"}, "PULSECART_TOPICS (--topics) must be topic=name, separated by commas; a name has"),
         ({"PULSECART_TOPICS": "a=projects/p/topics/t"}, "not 'a=projects/p/topics/t'"),
         ({"PULSECART_TOPICS": "a=google.a"}, "not 'a=google.a'"),
@@ -281,6 +288,12 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
 def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
     """The message names the variable and the values that it accepts."""
     assert says in problems(**environment)
+
+
+def test_metrics_without_the_package_name_the_extra(monkeypatch):
+    """/metrics needs an optional dependency."""
+    monkeypatch.setattr("pulsecart.serve.settings.find_spec", lambda name: None)
+    assert "pip install 'pulsecart[prometheus]'" in problems(PULSECART_METRICS_PORT="9464")
 
 
 def test_grpc_without_its_package_names_the_extra(monkeypatch):
