@@ -66,7 +66,14 @@ class Settings:
     environment: str = _choice(
         "ENVIRONMENT", _WHAT, ENVIRONMENTS, "Where it runs: dev, staging or prod.", default="dev"
     )
-    host: str = _setting("PULSECART_HOST", _WHAT, "ADDRESS", "The address to listen on.", default="127.0.0.1")
+    host: str = _setting(
+        "PULSECART_HOST",
+        _WHAT,
+        "ADDRESS",
+        "The address to listen on.",
+        default="127.0.0.1",
+        shown="127.0.0.1; on Cloud Run and Kubernetes 0.0.0.0",
+    )
     port: int = _number("PORT", _WHAT, "NUMBER", "The port to listen on; 0 takes a free one.", (0, 65535), default=8000)
     workers: int = _number(
         "PULSECART_WORKERS", _WHAT, "NUMBER", "The number of processes that serve.", (1, 64), default=1

@@ -290,6 +290,14 @@ def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
     assert says in problems(**environment)
 
 
+@pytest.mark.parametrize("mark", ["K_SERVICE", "KUBERNETES_SERVICE_HOST"])
+def test_address_in_a_container(mark):
+    """On Cloud Run and Kubernetes the service listens on all addresses, unless one is set."""
+    environment = {mark: "pulsecart", "PULSECART_TRANSPORT": "memory"}
+    assert read(**environment).host == "0.0.0.0"
+    assert read(**environment, PULSECART_HOST="127.0.0.1").host == "127.0.0.1"
+
+
 def test_metrics_without_the_package_name_the_extra(monkeypatch):
     """/metrics needs an optional dependency."""
     monkeypatch.setattr("pulsecart.serve.settings.find_spec", lambda name: None)
