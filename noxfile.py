@@ -74,7 +74,7 @@ def tests(session: nox.Session) -> None:
     """Everything that needs no emulator, with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-m", "not emulator and not monitoring", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -85,7 +85,7 @@ def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
     session.install("-e", ".[all]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
-    session.run("pytest", "-m", "not emulator", "-W", "default")
+    session.run("pytest", "-m", "not emulator and not monitoring", "-W", "default")
 
 
 @nox.session(python=NEWEST)
@@ -111,6 +111,15 @@ def faults(session: nox.Session) -> None:
     install(session, "-e", ".[all]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+
+
+@nox.session(python=NEWEST)
+def monitoring(session: nox.Session) -> None:
+    """A real Prometheus scrapes the service under load, and promtool tests its alerts. Needs Debian's prometheus."""
+    if shutil.which("promtool") is None:
+        unavailable(session, "no promtool: install Debian's package prometheus")
+    install(session, "-e", ".[all]", *group("test"))
+    session.run("pytest", "-m", "monitoring", *session.posargs)
 
 
 @nox.session(python=NEWEST)
