@@ -28,7 +28,7 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "deploy", "lint", "types", "imports", "package", "bench")
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
@@ -120,6 +120,13 @@ def monitoring(session: nox.Session) -> None:
         unavailable(session, "no promtool: install Debian's package prometheus")
     install(session, "-e", ".[all]", *group("test"))
     session.run("pytest", "-m", "monitoring", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def deploy(session: nox.Session) -> None:
+    """The manifests are valid and agree with the service, and the image's steps work without Docker."""
+    install(session, "-e", ".[all]", *group("test"), *group("deploy"))
+    session.run("pytest", "-m", "not monitoring", "tests/deploy", *session.posargs)
 
 
 @nox.session(python=NEWEST)
