@@ -394,7 +394,9 @@ class TestLines:
 
 
 @asynccontextmanager
-async def streaming(transport: Any = None, **options: Any) -> AsyncIterator[tuple[Any, asyncio.Task[dict[str, Any]]]]:
+async def streaming(
+    transport: Any = None, key: str = "", **options: Any
+) -> AsyncIterator[tuple[Any, asyncio.Task[dict[str, Any]]]]:
     """Send a stream part by part, and yield a function to do so, and a task for the answer."""
     app = create_app(Settings(transport="memory", **options), transport=transport)
     parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -414,7 +416,8 @@ async def streaming(transport: Any = None, **options: Any) -> AsyncIterator[tupl
         ended = {"type": "http.disconnect"}
         parts.put_nowait(ended if body is None else {"type": "http.request", "body": body, "more_body": more})
 
-    scope = POST | {"path": "/events/batch", "headers": [(b"content-type", b"application/x-ndjson")]}
+    headers = [(b"content-type", b"application/x-ndjson"), (b"authorization", f"Bearer {key}".encode())]
+    scope = POST | {"path": "/events/batch", "headers": headers}
     async with app.router.lifespan_context(app):
         task = asyncio.create_task(run())
         yield part, task
@@ -494,6 +497,13 @@ class TestTime:
             await answer
         logs.flush()
         assert json.loads(capsys.readouterr().err)["problem"] == "client-disconnect"
+
+    async def test_client_that_has_sent_everything_may_close_its_sending_side(self):
+        """What looks like a disconnect after the whole stream may be a client that still reads: it gets its answer."""
+        async with streaming() as (part, answer):
+            part(ndjson(*(order(n) for n in range(20))), more=False)
+            part(None)
+            assert (await answer)["accepted"] == 20
 
     async def test_number_of_streams_is_limited(self):
         """One stream too many is 503, and the place is free again afterwards."""
