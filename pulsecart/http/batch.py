@@ -130,7 +130,9 @@ class Batch:
             try:
                 async with (
                     aclosing(lines.events()) as events,
-                    aclosing(self._producer.publish_many(events, stops_if_refused=True)) as outcomes,
+                    aclosing(
+                        self._producer.publish_many(events, stops_if_refused=True, window=lambda: results.room)
+                    ) as outcomes,
                 ):
                     async for outcome in outcomes:
                         results.add(outcome, line=lines.numbers.popleft())

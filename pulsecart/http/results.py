@@ -55,6 +55,11 @@ class Results:
         """The number of events that have ended."""
         return self.accepted + self.failed
 
+    @property
+    def room(self) -> int:
+        """How many events may be on their way besides the next one so that each can be listed if it fails."""
+        return max(0, MOST_FAILURES - 1 - self.failed)
+
     def add(self, outcome: Outcome, **place: int) -> None:
         """Add the outcome of the next event, and its place in addition to its index."""
         if not isinstance(outcome, Receipt):
@@ -110,7 +115,8 @@ class Results:
         if retry_after := max(self._retry_after, int(headers.get("Retry-After", 0))):
             headers["Retry-After"] = str(retry_after)
         if cause and cause.status < 500:
-            problem = evolve(cause, detail=detail, more=document, headers=headers)
+            retryable = cause.retryable or bool(retry_after)
+            problem = evolve(cause, detail=detail, more=document, headers=headers, retryable=retryable)
         else:
             problem = Problem(
                 status=503 if retry_after else 422,

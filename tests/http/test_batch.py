@@ -354,20 +354,19 @@ class TestLines:
         document = incomplete(await post_lines(client, ndjson(*[b"x"] * 1000, b"")), 422)
         assert (document["failed"], "stopped_at" in document) == (1000, False)
 
-    async def test_failures_beyond_the_list_are_counted(self):
-        """Events that are on their way when the stream ends still end, and are counted."""
+    async def test_every_failure_of_a_stream_is_listed(self):
+        """Resuming at stopped_at, and resending what has failed, loses nothing, however many were on their way."""
 
-        async def fail(_message: Message) -> None:
-            await asyncio.sleep(0)
+        async def fail(message: Message) -> None:
+            await asyncio.sleep(0.002 if json.loads(message.data)["payload"]["n"] % 3 else 0)
             raise BrokerUnavailable("test")
 
         async with served(MemoryTransport(fail)) as client:
-            body = ndjson(*(order(n, f"u{n}") for n in range(3000)))
+            body = ndjson(*(b"x" if n % 7 == 0 else order(n, f"u{n}") for n in range(3000)))
             document = incomplete(await post_lines(client, body), 503)
-        assert document["accepted"] == 0
-        assert document["failed"] == document["stopped_at"] - 1
-        assert 1000 <= document["failed"] <= 2002
-        assert (len(document["results"]), document.get("truncated", False)) == (1000, document["failed"] > 1000)
+        assert (document["accepted"], document["failed"], document["stopped_at"]) == (0, 1000, 1001)
+        assert [result["line"] for result in document["results"]] == list(range(1, 1001))
+        assert "truncated" not in document
 
     async def test_stream_ends_when_the_transport_refuses(self):
         """A broker known to be away, or a shutdown, ends the stream; what was not tried is not a failure."""
@@ -428,6 +427,17 @@ async def published(transport: MemoryTransport, count: int) -> None:
     async with asyncio.timeout(5):
         while len(transport.messages) < count:
             await asyncio.sleep(0.005)
+
+
+async def test_failure_before_a_body_breaks_off_is_retryable():
+    """If the rest cannot be decoded, what has failed before can still be resent."""
+    async with served(failing(BrokerUnavailable("it hangs"))) as client:
+        body = gzip.compress(ndjson(order(1), order(2, "other"))) + b"garbage"
+        response = await post_lines(client, body, **{"Content-Encoding": "gzip"})
+    document = response.json()
+    assert (response.status_code, document["type"], document["failed"]) == (400, "malformed-body", 2)
+    assert document["retryable"] is True
+    assert response.headers["retry-after"] == "1"
 
 
 class TestTime:
