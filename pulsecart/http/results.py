@@ -9,6 +9,7 @@ from starlette.responses import Response
 from pulsecart.errors import Aborted, PublishError
 from pulsecart.http.auth import name_of
 from pulsecart.http.endpoint import Request, log_failure
+from pulsecart.http.headers import split, unquoted
 from pulsecart.http.problems import Problem, problem_of
 from pulsecart.many import Outcome
 from pulsecart.message import Receipt
@@ -159,7 +160,7 @@ def _result(error: Exception, problem: Problem) -> dict[str, Any]:
 def _preferences(header: bytes) -> dict[str, str]:
     """Return the preferences in a header Prefer, of which the first of each name counts (RFC 7240, section 2)."""
     found: dict[str, str] = {}
-    for preference in header.decode("latin-1").lower().split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        found.setdefault(name.strip(), value.strip().strip('"'))
+    for preference in split(header.decode("latin-1").lower(), ","):
+        name, _, value = next(iter(split(preference, ";")), "").partition("=")
+        found.setdefault(name.strip(), unquoted(value.strip()))
     return found

@@ -214,14 +214,25 @@ class TestArrays:
 
     async def test_first_preference_of_a_name_counts(self, client):
         """A repeated preference and an unknown value have no effect."""
-        for prefer in ("return=representation, return=minimal", "handling=lenient", "", ",;=", 'return="'):
+        for prefer in (
+            "return=representation, return=minimal",
+            "handling=lenient",
+            "",
+            ",;=",
+            'return="',
+            'foo="a, return=minimal"',
+            'foo="a\\", return=minimal, handling=strict"',
+            'return="minimal; x"',
+        ):
             response = await post(client, [order()], Prefer=prefer)
             assert len(response.json()["results"]) == 1
             assert "preference-applied" not in response.headers
 
     async def test_strict_handling_publishes_all_or_nothing(self, client):
         """With handling=strict an invalid event prevents all others from being published."""
-        response = await post(client, [order(1), order(2, user_id=""), order(3), 4], Prefer='handling="strict"')
+        response = await post(
+            client, [order(1), order(2, user_id=""), order(3), 4], Prefer='foo="a;b,\\"c"; d="e,f", handling="strict"'
+        )
         document = incomplete(response, 422)
         assert (document["accepted"], document["failed"]) == (0, 2)
         assert [result["index"] for result in document["results"]] == [1, 3]
