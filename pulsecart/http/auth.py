@@ -122,14 +122,8 @@ class Guard:
     def protect_routes(self, app: ASGIApp, routes: Collection[BaseRoute], hot: Collection[str]) -> ASGIApp:
         """Return an application of which only sources can reach `/dev` and the routes with these hot paths.
 
-<<<<<<< HEAD
         The console is the exception: a browser without credentials gets it with the status 401, and it asks for a key.
-
-        The router's patterns match a little more than the table of hot routes: a path with a line break at its end,
-        for example. What it answers to others leaves a body unread: it cannot be of use.
-=======
         What it answers to others leaves a body unread: it cannot be of use.
->>>>>>> fix
         """
         protected = self.protect(app)
 

@@ -101,6 +101,7 @@ async def test_without_authentication_messages_have_no_source(order_json):
         "Bearer a.b.c",
         f"Bearer {hashlib.sha256(KEY.encode()).hexdigest()}",
     ],
+    ids=map(str, range(16)),  # the keys differ in each process
 )
 async def test_invalid_credentials_are_401(tmp_path, order_json, capsys, authorization):
     """An unknown key, another scheme and malformed headers are rejected, and not repeated in the answer or log."""
