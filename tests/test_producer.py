@@ -403,7 +403,7 @@ async def test_text_of_an_error_has_all_faults(producer):
     """The text of an error has the summary and every fault with its pointer."""
     with pytest.raises(InvalidEvent) as caught:
         await producer.ingest(json.dumps({"event_type": "order.placed", "user_id": "u", "payload": {}}).encode())
-    assert str(caught.value) == ("The body is not a valid 'order.placed' event.\n/order_id: is required, but missing")
+    assert str(caught.value) == ("The event is not a valid 'order.placed' event.\n/order_id: is required, but missing")
 
 
 @pytest.mark.anyio
