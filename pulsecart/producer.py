@@ -9,7 +9,7 @@ import attrs
 
 from pulsecart.errors import EventTypeNotAllowed, InvalidEvent, MessageTooLarge, PublishError
 from pulsecart.events import codec
-from pulsecart.events.base import Event
+from pulsecart.events.base import Event, id_of
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id
 from pulsecart.many import WINDOW, Outcome, failure_of, message_of, publish_many, receipt_of
@@ -110,10 +110,14 @@ class Producer:
         try:
             if isinstance(source, bytes):
                 source = codec.decode(source)
+            if caller is not None:
+                self._authorise(caller, source)
             event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
             self._complete(event, new_event_id)
             data = codec.encode(event) if isinstance(source, codec.Document) else codec.encode_made(event)
-            return self._prepared(event, data, attributes, caller)
+            if caller is not None:
+                attributes = {**attributes, "source": caller.name}
+            return self._prepared(event, data, attributes)
         except Exception as error:
             event_type = getattr(error, "event_type", "") if event is None else event.event_type
             self._observer.rejected(event_type, error, "" if caller is None else caller.name)
@@ -192,17 +196,23 @@ class Producer:
             event_id = self._new_event_id() if new_event_id is None else new_event_id(event)
             object.__setattr__(event, "event_id", event_id)
 
-    def _prepared(
-        self, event: Event, data: bytes, more_attributes: Mapping[str, str], caller: Caller | None
-    ) -> Prepared:
+    def _authorise(self, caller: Caller, source: dict[str, Any] | Event) -> None:
+        """Raise `EventTypeNotAllowed`, before the fields are looked at, if the caller may not send this known type."""
+        event_type: Any
+        if isinstance(source, dict):
+            event_type, event_id = source.get("event_type"), id_of(source)
+            is_known = isinstance(event_type, str) and event_type in self.catalog.event_types
+        else:
+            event_type, event_id = getattr(source, "event_type", ""), source.event_id
+            is_known = bool(event_type)
+        if is_known and not caller.may_send(event_type):
+            detail = f"The source of this request may not send {event_type!r} events."
+            raise EventTypeNotAllowed(detail, event_type=event_type, event_id=event_id)
+
+    def _prepared(self, event: Event, data: bytes, more_attributes: Mapping[str, str]) -> Prepared:
         assert event.event_id is not None  # for the type checker: _complete() has set both
         assert event.timestamp is not None
         attributes = {"event_type": event.event_type, "event_id": event.event_id, **more_attributes}
-        if caller is not None:
-            if not caller.may_send(event.event_type):
-                detail = f"The source of this request may not send {event.event_type!r} events."
-                raise EventTypeNotAllowed(detail, event_type=event.event_type, event_id=event.event_id)
-            attributes["source"] = caller.name
         ordering = self._ordering.get(event.topic)
         message = Message(
             topic=event.topic,

@@ -169,6 +169,10 @@ async def test_other_event_type_is_403(tmp_path, order_json):
         assert (await post(client, viewed, OTHER)).status_code == 202
         failed = order_json(event_type="payment.failed")
         assert (await post(client, failed, KEY)).status_code == 202
+        # Its fields are not looked at.
+        problem(await post(client, order_json(event_type="product.viewed", user_id=3), KEY), 403, document["type"])
+        for wrong, type_ in (("product.view", "unknown-event-type"), (3, "invalid-event"), ({}, "invalid-event")):
+            problem(await post(client, order_json(event_type=wrong), KEY), 422, type_)
 
 
 async def test_invalid_event_of_a_known_source_is_explained(tmp_path, order_json):

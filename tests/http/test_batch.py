@@ -118,6 +118,13 @@ class TestArrays:
         assert (result["errors"][0]["pointer"] if pointer else result.get("errors")) == pointer
         assert [message["data"]["payload"]["n"] for message in await messages(client)] == [1, 2]
 
+    async def test_wrong_element_is_called_an_event(self, client):
+        """What is said about an element or a line is not about the body."""
+        for response in (await post(client, [1, {}]), await post_lines(client, ndjson(1, {}, b"{"))):
+            details = [result["detail"] for result in incomplete(response, 422)["results"]]
+            assert details[0] == "The event is a number; send one JSON object for each event."
+            assert all(detail.startswith("The event ") for detail in details)
+
     @pytest.mark.parametrize(
         "body",
         [b"", b"[]", b" [ ] ", b"{}", b"1", b"[1", b"[1]]", b"nonsense", b"\xef\xbb\xbf[]", b"[" * 5000, b"[NaN]"],
