@@ -16,17 +16,26 @@ pytestmark = pytest.mark.anyio
 LISTED = ("shop.test", "172.16.0.0/12", "testclient", "testserver")
 
 
+ROUTES = [
+    ("GET", "/dev/messages", 200),
+    ("DELETE", "/dev/messages", 204),
+    ("GET", "/dev/rejected", 200),
+    ("DELETE", "/dev/rejected", 204),
+    ("GET", "/dev", 200),
+]
+
+
 async def answers(client: Any = ("127.0.0.1", 1), host: str = "localhost:8000", **headers: str) -> bool:
-    """Return whether /dev/messages answers a peer; if not, check the problem."""
+    """Return whether the routes of development answer a peer; if not, check the problem, also of the stream."""
     app = create_app(Settings(transport="memory", dev_hosts=LISTED), transport=MemoryTransport())
     asgi = httpx.ASGITransport(app, client=client)
     async with httpx.AsyncClient(transport=asgi, base_url="http://localhost") as caller:
         responses = [
-            await caller.request(method, "/dev/messages", headers={"Host": host, **headers})
-            for method in ("GET", "DELETE")
+            await caller.request(method, path, headers={"Host": host, **headers}) for method, path, _ in ROUTES
         ]
-    if [response.status_code for response in responses] == [200, 204]:
-        return True
+        if [response.status_code for response in responses] == [status for _, _, status in ROUTES]:
+            return True
+        responses.append(await caller.get("/dev/stream", headers={"Host": host, **headers}))
     for response in responses:
         document = response.json()
         assert (response.status_code, document["type"], document["retryable"]) == (403, "forbidden-host", False)

@@ -55,6 +55,7 @@ class RestWire:
     copies = 4  # the message, its request in base64, and the part that waits to be sent, encrypted
 
     def __init__(self, endpoint: Endpoint, *, connections: int, timeout: float) -> None:
+        self.batch_keys = max(1, connections // 2)
         self._timeout = timeout
         self._pool = Pool(endpoint, connections)
         self._common = (
