@@ -12,7 +12,7 @@ from pulsecart.events import codec
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.ids import new_event_id
-from pulsecart.many import Outcome, failure_of, message_of, publish_many, receipt_of
+from pulsecart.many import WINDOW, Outcome, failure_of, message_of, publish_many, receipt_of
 from pulsecart.message import REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
 from pulsecart.ports import UNOBSERVED, Caller, Clock, IdFactory, Observer, Transport
@@ -142,7 +142,11 @@ class Producer:
         return receipt_of(prepared, message, message_id)
 
     def publish_many(
-        self, events: Iterable[Source] | AsyncIterable[Source], *, stops_if_refused: bool = False
+        self,
+        events: Iterable[Source] | AsyncIterable[Source],
+        *,
+        stops_if_refused: bool = False,
+        window: Callable[[], int] = lambda: WINDOW,
     ) -> AsyncGenerator[Outcome, None]:
         """Publish events, and yield how each ended, in the order of the events: its `Receipt`, or its error.
 
@@ -159,11 +163,17 @@ class Producer:
         event that is invalid, or that raises an unexpected exception, does not affect others.
 
         With `stops_if_refused`, the first error with which the transport refuses to take a message at all, because it
-        is closed or knows that the broker is away, is raised after the outcomes of the events before it.
+        is closed or knows that the broker is away, is raised after the outcomes of the events before it. `window` is
+        asked before each event how many others may be on their way, instead of 1,000.
         """
         source = events if isinstance(events, AsyncIterable) else _one_by_one(events)
         return publish_many(
-            source, self._prepared_or_error, self._transport, self._observer, stops_if_refused=stops_if_refused
+            source,
+            self._prepared_or_error,
+            self._transport,
+            self._observer,
+            stops_if_refused=stops_if_refused,
+            window=window,
         )
 
     def _prepared_or_error(self, event: Source) -> Prepared | Exception:

@@ -295,7 +295,8 @@ class Settings:
         "PULSECART_MAX_STREAMS",
         _LIMITS,
         "NUMBER",
-        "The most streams of lines (NDJSON) at a time in one process; beyond that the answer is 503.",
+        "The most streams of lines (NDJSON) at a time in one process, half of them of one source; beyond that the "
+        "answer is 503.",
         (1, 1000),
         default=8,
     )
@@ -303,7 +304,8 @@ class Settings:
         "PULSECART_MIN_STREAM_RATE",
         _LIMITS,
         "BYTES",
-        "How many bytes a second a stream must bring while pulsecart waits for it, or the answer is 408; 0 is any.",
+        "How many bytes a second, compressed or not, a stream must bring while pulsecart waits for it, or the answer "
+        "is 408; 0 is any.",
         (0, 1_000_000_000),
         default=1000,
     )
