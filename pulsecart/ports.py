@@ -14,10 +14,12 @@ __all__ = [
     "Clock",
     "IdFactory",
     "Inspectable",
+    "KeepsDeadline",
     "Load",
     "Loaded",
     "Observer",
     "Publishing",
+    "Requiring",
     "Sending",
     "TopicAdmin",
     "Transport",
@@ -68,6 +70,29 @@ class Transport(Protocol):
     ) -> None: ...
 
 
+class KeepsDeadline(Protocol):
+    """Says that a transport needs no guard (`pulsecart.guard`). A transport may implement this in addition.
+
+    Every call of `publish` then ends by the deadline with a message id or a `PublishError`, also if the broker hangs,
+    and `aclose` ends after some seconds. A class that replaces `publish` must say so again.
+    """
+
+    @property
+    def keeps_deadline(self) -> bool:
+        """Whether it needs no guard."""
+        ...
+
+
+@runtime_checkable
+class Requiring(Protocol):
+    """Has requirements that can be checked before it is opened. A transport may implement this in addition."""
+
+    def require(self) -> None:
+        """Check them, such as credentials. Raises `SettingsError`."""
+        ...
+
+
+@runtime_checkable
 class TopicAdmin(Protocol):
     """Creates topics. A transport may implement this in addition to `Transport`."""
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
 from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
+from pulsecart.transports.registry import TransportConfig
 
 if TYPE_CHECKING:
     from pulsecart.transports.pubsub.publisher import Publisher
     from pulsecart.transports.pubsub.wire import Wire
 
-__all__ = ["EmulatorTransport"]
+__all__ = ["EmulatorTransport", "from_config"]
 
 _DEFAULT = Limits()
 
@@ -72,3 +73,17 @@ class EmulatorTransport(RemoteTransport):
         return RestWire(
             Endpoint(host=host, port=port), connections=self._connections, timeout=self._limits.attempt_timeout
         )
+
+
+def from_config(config: TransportConfig) -> EmulatorTransport:
+    """Return the transport `emulator`."""
+    config.allow_options()
+    return EmulatorTransport(
+        project=config.project,
+        host=config.settings.emulator_host,
+        wire=config.settings.wire,
+        connections=config.settings.connections,
+        limits=config.limits,
+        creates_topics=config.environment == "dev",
+        observer=config.observer,
+    )
