@@ -17,7 +17,7 @@ from pulsecart.limits import Limits
 from pulsecart.message import Message
 from pulsecart.ports import TopicAdmin, Transport
 
-__all__ = ["Guarded", "guarded"]
+__all__ = ["Guarded", "Late", "guarded", "within"]
 
 GRACE = 0.2
 """Seconds after its time at which a call of a transport is cancelled, and then again until it is left. A transport that
@@ -39,7 +39,7 @@ _log = logging.getLogger("pulsecart.transports")
 T = TypeVar("T")
 
 
-class _Late(Exception):
+class Late(Exception):
     """The time of a call is over."""
 
 
@@ -88,7 +88,7 @@ class Guarded:
             raise Overloaded(f"{self._in_flight:,} messages are in flight, as many as the limit", message=message)
         self._in_flight += 1
         try:
-            return await _within(self._limits.deadline, self._published(message))
+            return await within(self._limits.deadline, self._published(message))
         except (PublishError, asyncio.CancelledError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -116,10 +116,10 @@ class Guarded:
 
     async def __aenter__(self) -> Self:
         try:
-            await _within(OPEN_SECONDS, _call(self._transport.__aenter__))
+            await within(OPEN_SECONDS, _call(self._transport.__aenter__))
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise
-        except _Late as error:
+        except Late as error:
             raise SettingsError([f"the transport {self._name} did not open within {OPEN_SECONDS:g} s"]) from error
         except BaseException as error:
             said = f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -163,7 +163,7 @@ class Guarded:
 
     async def _ask(self, what: str, work: Coroutine[Any, Any, T], seconds: float) -> T:
         try:
-            return await _within(seconds, work)
+            return await within(seconds, work)
         except (PublishError, asyncio.CancelledError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -172,7 +172,7 @@ class Guarded:
     def _failure(
         self, what: str, error: BaseException, seconds: float, message: Message | None = None
     ) -> BrokerUnavailable:
-        if isinstance(error, _Late):
+        if isinstance(error, Late):
             _log.error("The transport %s did not %s within %g s", self._name, what, seconds)
             text = f"the transport did not {what} within {seconds:g} s"
             return BrokerUnavailable(text, message=message, error_type="TimeoutError")
@@ -188,8 +188,8 @@ async def _call(function: Callable[[], Awaitable[T]]) -> T:
 
 
 @coroutine
-def _within(seconds: float, work: Coroutine[Any, Any, T]) -> Generator[Any, None, T]:
-    """Run a coroutine in the current task, and leave it when its time is over. Raises `_Late`.
+def within(seconds: float, work: Coroutine[Any, Any, T]) -> Generator[Any, None, T]:
+    """Run a coroutine in the current task, and leave it when its time is over. Raises `Late`.
 
     It is continued step by step. A task of its own would cost an event several microseconds, and `asyncio.timeout`
     waits forever for what ignores that it is cancelled. What does not wait needs no alarm.
@@ -227,7 +227,7 @@ def _continued(work: Coroutine[Any, Any, T], waiting: Any, alarm: "_Alarm") -> G
         if alarm.caller_is_cancelled:
             raise
         if alarm.rung:
-            raise _Late from error
+            raise Late from error
         raise RuntimeError("the transport has cancelled itself") from error
     finally:
         alarm.off()

@@ -21,8 +21,9 @@ from pulsecart import (
     TransportClosed,
 )
 from pulsecart.ports import Load, Unobserved
+from pulsecart.testing import TransportContract
 from pulsecart.transports.keyed import GRACE, PATIENCE, UNORDERED_REQUESTS, Failure, KeyedQueues, Request, Send
-from tests.transports.contract import TOPICS, Opened, TransportContract, message
+from tests.transports.messages import TOPICS, message
 from tests.transports.virtual import in_virtual_time
 
 EMPTY = Load(messages=0, bytes=0, waiting=0, oldest_age=0.0)
@@ -62,15 +63,12 @@ class OwnTransport:
 
 class TestOwnTransport(TransportContract):
     @pytest.fixture
-    async def opened(self):
-        async with OwnTransport() as transport:
+    def transport(self):
+        return OwnTransport()
 
-            async def published(topic, count):
-                found = [message for message in transport.messages if message.topic == topic]
-                assert len(found) >= count
-                return found
-
-            yield Opened(transport, published)
+    @pytest.fixture
+    def delivered(self, transport):
+        return lambda: transport.messages
 
 
 def test_the_names_for_authors_are_public():
