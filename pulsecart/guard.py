@@ -75,7 +75,7 @@ class Guarded:
     def __init__(self, transport: Transport, *, limits: Limits = _DEFAULT, name: str = "") -> None:
         self._transport = transport
         self._limits = limits
-        self._name = name or type(transport).__qualname__
+        self._name = name or type(transport).__name__
         self._in_flight = 0
         self._idle: asyncio.Event | None = None
         self._closed = False
