@@ -337,7 +337,8 @@ async def test_messages_in_flight_are_limited():
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="3 messages are in flight"):
         await transport.publish(message(4))
-    await asyncio.wait(tasks)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [BrokerUnavailable] * 3
     with pytest.raises(BrokerUnavailable):
         await transport.publish(message(5))
 

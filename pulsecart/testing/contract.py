@@ -342,7 +342,11 @@ class _Opened:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._in_time(self._transport.__aexit__, *error)
+        try:
+            await self._in_time(self._transport.__aexit__, *error)
+        except (Exception, pytest.fail.Exception):
+            if error[0] is None:
+                raise  # otherwise what failed first says more
 
     async def publish(self, message: Message) -> str:
         return await self._in_time(self._transport.publish, message)
