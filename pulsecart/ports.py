@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -59,7 +59,8 @@ class Transport(Protocol):
         """Close the transport. Closing it twice is not an error."""
         ...
 
-    async def __aenter__(self) -> Self: ...
+    # What it returns is not used, so that it may be anything.
+    async def __aenter__(self) -> object: ...
 
     async def __aexit__(
         self,
@@ -67,7 +68,7 @@ class Transport(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> None: ...
+    ) -> object: ...
 
 
 class KeepsDeadline(Protocol):

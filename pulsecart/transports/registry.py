@@ -12,7 +12,6 @@ outside the event loop, so it opens nothing.
 import inspect
 import re
 from collections.abc import Mapping
-from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -76,7 +75,7 @@ class TransportConfig:
 
 def transport_names() -> list[str]:
     """Return the names of the transports that are installed, first those of pulsecart."""
-    return [*BUILT_IN, *sorted(_installed().keys() - set(BUILT_IN))]
+    return [*BUILT_IN, *sorted({entry.name for entry in entry_points(group=GROUP)} - set(BUILT_IN))]
 
 
 def is_factory(name: str) -> bool:
@@ -105,6 +104,8 @@ def make_transport(name: str, config: TransportConfig) -> Transport:
         raise SettingsError([f"{label}: {problem}" for problem in error.problems]) from error
     except Exception as error:  # noqa: BLE001 (it is the code of others)
         _reject(label, f"raised {_said(error)}", error)
+    if inspect.isclass(transport):
+        _reject(label, "returned a class, not an instance of it")
     if missing := [method for method in _REQUIRED if not callable(getattr(transport, method, None))]:
         if inspect.iscoroutine(transport):
             transport.close()
@@ -117,13 +118,13 @@ def _factory(name: str) -> tuple[Any, str]:
     if is_factory(name):
         entry, label = EntryPoint(name, name, GROUP), f"the transport factory {name}"
     else:
-        found = _installed().get(name)
+        found = set(entry_points(group=GROUP, name=name))
         if not found:
             _reject(f"the transport {name!r}", f"is not installed{nearest(name, transport_names())}")
         if len(found) > 1:
             listed = " and ".join(sorted(entry.value for entry in found))
             _reject(f"the transport {name!r}", f"is defined more than once: {listed}; uninstall all but one")
-        entry = next(iter(found))
+        (entry,) = found
         label = f"the transport {name!r} ({entry.value})"
     try:
         factory: Any = import_module(entry.module)
@@ -131,17 +132,9 @@ def _factory(name: str) -> tuple[Any, str]:
         _reject(label, f"cannot be imported: {_said(error)}", error)
     for part in entry.attr.split("."):
         if not hasattr(factory, part):
-            _reject(label, f"does not exist: {entry.module} has no {part!r}{nearest(part, dir(factory))}")
+            _reject(label, f"does not exist: {entry.module} has no {entry.attr!r}{nearest(part, dir(factory))}")
         factory = getattr(factory, part)
     return factory, label
-
-
-@cache
-def _installed() -> Mapping[str, set[EntryPoint]]:
-    found: dict[str, set[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, set()).add(entry)
-    return found
 
 
 def _require_one_argument(factory: Any) -> None:
