@@ -3,8 +3,8 @@
     pip install ./examples/nats_transport
     pulsecart serve --transport nats --transport-options url=nats://127.0.0.1:4222
 
-Each topic is a subject, which a stream must keep; in development missing streams are created. A stream keeps the order of
-a user's messages, and drops a message whose event id it has seen within its duplicate window (two minutes by default).
+Each topic is a subject, which a stream must keep; in development missing streams are created. A stream keeps the order
+of a user's messages, and drops a message whose event id it has seen within its duplicate window, two minutes by default.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error, MaxPayloadError
@@ -29,7 +28,7 @@ __all__ = ["NatsTransport", "from_config", "read"]
 
 DRAIN_SECONDS = 7.0
 RETRY_SECONDS = 0.1
-CONNECT_SECONDS = 2.0
+OPEN_SECONDS = 5.0
 
 _KEY = "Pulsecart-Key"
 _ATTRIBUTE = "Pulsecart-Attribute-"
@@ -81,13 +80,21 @@ class NatsTransport:
             await self._client.close()
 
     async def __aenter__(self) -> Self:
-        self._client = await nats.connect(
-            self._urls,
-            connect_timeout=CONNECT_SECONDS,  # type: ignore[arg-type] # it may be a float
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type] # it may be a float
-            error_cb=_log_error,
-        )
+        client = Client()
+        try:
+            # Without a limit of attempts, which a restart needs, it also tries for ever to connect at first.
+            async with asyncio.timeout(OPEN_SECONDS):
+                await client.connect(
+                    self._urls,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type] # part of a second works, too
+                    error_cb=_log_error,
+                )
+        except TimeoutError as error:
+            await client.close()
+            host, port = self._server
+            raise ConnectionError(f"NATS does not answer at {host}:{port}") from error
+        self._client = client
         self._queues = KeyedQueues(self._send, self._limits, observer=self._observer)
         return self
 
@@ -99,6 +106,8 @@ class NatsTransport:
     def _open(self) -> JetStreamContext:
         if self._queues is None or self._client is None:
             raise TransportClosed("the NATS transport is not open")
+        if not self._client.is_connected:
+            raise BrokerUnavailable("NATS is not connected")
         return self._client.jetstream()
 
     async def _exists(self, topic: str) -> bool:
