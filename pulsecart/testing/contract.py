@@ -1,11 +1,11 @@
 """The contract of transports, as tests.
 
-    class TestNats(TransportContract):
+    class TestOwn(TransportContract):
         largest = 1_000_000
 
         @pytest.fixture
         def transport(self, server):
-            return NatsTransport(server.url)
+            return OwnTransport(server.url)
 
         @pytest.fixture
         def delivered(self, server):
@@ -73,8 +73,8 @@ class TransportContract:
     """Whether messages keep their attributes and their ordering key."""
 
     largest: ClassVar[int] = REST_LIMIT.data
-    """The largest number of bytes of data of a message. If it is less than pulsecart's limit, a message of twice as many
-    bytes, or of that limit, must be refused with `MessageRefused`."""
+    """The largest number of bytes of data of a message. If it is less than pulsecart's limit, a message of twice as
+    many bytes, or of that limit, must be refused with `MessageRefused`."""
 
     patience: ClassVar[float] = 15.0
     """Maximum seconds for a call, and until `delivered` has what was confirmed."""

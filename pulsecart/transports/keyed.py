@@ -2,7 +2,7 @@
 
 A transport brings one function, which sends a request to its broker:
 
-    class NatsTransport:
+    class OwnTransport:
         async def __aenter__(self) -> Self:
             self._queues = KeyedQueues(self._send, Limits())
             return self

@@ -3,7 +3,7 @@
 A package adds a transport in its pyproject.toml:
 
     [project.entry-points."pulsecart.transports"]
-    nats = "pulsecart_nats:from_config"
+    mine = "my_package:from_config"
 
 The factory takes a `TransportConfig` and returns a transport that is not open. It may be called more than once, also
 outside the event loop, so it opens nothing.

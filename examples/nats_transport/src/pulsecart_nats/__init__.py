@@ -4,7 +4,8 @@
     pulsecart serve --transport nats --transport-options url=nats://127.0.0.1:4222
 
 Each topic is a subject, which a stream must keep; in development missing streams are created. A stream keeps the order
-of a user's messages, and drops a message whose event id it has seen within its duplicate window, two minutes by default.
+of a user's messages, and drops a message whose event id it has seen within its duplicate window: by default, two
+minutes.
 """
 
 import asyncio
