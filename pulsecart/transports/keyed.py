@@ -419,7 +419,8 @@ class KeyedQueues:
                 raise
             return _unexpected(queue, error)  # something in `send` was cancelled, not this task
         except Exception as error:  # noqa: BLE001 (any transport may be plugged in here)
-            self._report(f"the transport failed to publish to the topic {queue.topic}", error)
+            name = getattr(self._send, "__qualname__", type(self._send).__name__)
+            self._report(f"{name} failed to publish to the topic {queue.topic}", error)
             return _unexpected(queue, error)
 
     def _conclude(self, queue: _Queue, part: list[_Entry], sent: Sequence[str] | Failure) -> None:

@@ -308,7 +308,7 @@ WRONG = [
     (MissesOtherTopics, "test_check_finds_existing_topics", "only the topic contract-missing"),
     (Truncates, "test_largest_message_is_published", "did not arrive whole"),
     (RefusesNothing, "test_message_over_the_largest_is_refused", "DID NOT RAISE"),
-    (ConfirmsBeforeOpening, "test_publish_before_opening_is_refused", "is not with the broker"),
+    (ConfirmsBeforeOpening, "test_publish_before_opening_confirms_nothing", "is not with the broker"),
     (PublishesAfterClose, "test_publish_after_close_is_refused", "DID NOT RAISE"),
     (ClosesOnce, "test_publish_after_close_is_refused", "closed already"),
     (FailsAllWhenOneIsCancelled, "test_cancelled_publish_leaves_the_others", "was not published"),
