@@ -96,7 +96,7 @@ def returns_a_class(config):
 
 
 not_callable = "nats://localhost"
-in_c = dict.fromkeys
+in_c = dict
 """
 
 
