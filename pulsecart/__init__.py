@@ -10,6 +10,7 @@ These are the names of the core. Transports are in `pulsecart.transports`, the e
 from typing import Any
 
 from pulsecart.errors import (
+    Aborted,
     BrokerRefused,
     BrokerUnavailable,
     DefinitionError,
@@ -39,6 +40,7 @@ from pulsecart.producer import Producer
 __all__ = [
     "GRPC_LIMIT",
     "REST_LIMIT",
+    "Aborted",
     "Batching",
     "BrokerRefused",
     "BrokerUnavailable",

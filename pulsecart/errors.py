@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pulsecart.message import Message, SizeLimit
 
 __all__ = [
+    "Aborted",
     "BrokerRefused",
     "BrokerUnavailable",
     "DefinitionError",
@@ -220,6 +221,10 @@ class MessageRefused(PublishError):
 
 class BrokerUnavailable(PublishError):
     """The broker could not be reached, or did not confirm in time. It may still deliver the message."""
+
+
+class Aborted(BrokerUnavailable):
+    """An earlier event of the same ordering key failed, so this one was not sent: it would overtake a retry."""
 
 
 class BrokerRefused(PublishError):

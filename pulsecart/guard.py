@@ -77,6 +77,7 @@ class Guarded:
         self._limits = limits
         self._name = name or type(transport).__name__
         self._in_flight = 0
+        self._room: dict[asyncio.Event, None] = {}  # who waits for room, first come first
         self._idle: asyncio.Event | None = None
         self._closed = False
 
@@ -95,8 +96,26 @@ class Guarded:
             raise self._failure("publish", error, self._limits.deadline, message) from error
         finally:
             self._in_flight -= 1
+            self._offer_room()
             if self._idle is not None and not self._in_flight:
                 self._idle.set()
+
+    def admit(self, message: Message) -> None:
+        """Return None, so that `publish` is called; see `Admitting`. Only then is every message watched over."""
+
+    async def room(self, message: Message) -> None:
+        """Wait until fewer messages are in flight than the limit; see `Admitting`. Raises `TransportClosed`."""
+        waiting = asyncio.Event()
+        self._room[waiting] = None
+        try:
+            while not self._closed and self._in_flight >= self._limits.max_messages:
+                waiting.clear()
+                await waiting.wait()
+        finally:
+            del self._room[waiting]
+            asyncio.get_running_loop().call_soon(self._offer_room)  # there may be room for the next one, too
+        if self._closed:
+            raise TransportClosed(f"the transport {self._name} is closed", message=message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that do not exist; see `Transport.check`."""
@@ -150,8 +169,15 @@ class Guarded:
             raise TypeError("no list of topics")
         return missing
 
+    def _offer_room(self) -> None:
+        """Wake the first of those that wait for room, if there is some."""
+        if self._room and self._in_flight < self._limits.max_messages:
+            next(iter(self._room)).set()
+
     async def _drain(self) -> None:
         self._closed = True
+        for waiting in self._room:
+            waiting.set()
         if self._in_flight:
             self._idle = asyncio.Event()
             with suppress(TimeoutError):

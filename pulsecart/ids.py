@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["made_at", "new_event_id", "trace_id_of"]
+__all__ = ["is_generated", "made_at", "new_event_id", "trace_id_of"]
 
 _OURS = re.compile(r"evt_([0-9a-f]{12}0[0-9a-f]{19})")
 _NO_TRACE = "0" * 32  # not a valid trace id (W3C Trace Context, 3.2.2.3)
@@ -44,6 +44,11 @@ def new_event_id() -> str:
     except IndexError:
         digits = _draw_digits()
     return f"evt_{milliseconds:012x}0{digits}"
+
+
+def is_generated(event_id: str) -> bool:
+    """Return whether an event id has the form of a generated one."""
+    return bool(_OURS.fullmatch(event_id))
 
 
 def trace_id_of(event_id: str) -> str:

@@ -1,6 +1,6 @@
 """The producer: validates, completes, encodes and publishes events."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -12,8 +12,9 @@ from pulsecart.events import codec
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.guard import guarded
-from pulsecart.ids import new_event_id, trace_id_of
+from pulsecart.ids import new_event_id
 from pulsecart.limits import Limits
+from pulsecart.many import Outcome, failure_of, message_of, publish_many, receipt_of
 from pulsecart.message import REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
 from pulsecart.ports import UNOBSERVED, Caller, Clock, IdFactory, Observer, Transport
@@ -23,8 +24,12 @@ __all__ = ["Producer"]
 
 EventT = TypeVar("EventT", bound=Event)
 
+Source = bytes | dict[str, Any] | Event | Prepared | Exception
+"""What `publish_many` takes."""
+
 _BY_USER: Mapping[str, Ordering] = {}
 _DEFAULT = Limits()
+_NONE: Mapping[str, str] = {}
 
 
 def _now() -> datetime:
@@ -45,9 +50,9 @@ def _copy(event: EventT) -> EventT:
     return copy
 
 
-def _known_error(error: PublishError) -> type[PublishError]:
-    """Return the class of a transport's error, or the nearest base class that is defined in `pulsecart.errors`."""
-    return next(cls for cls in type(error).__mro__ if cls.__module__ == PublishError.__module__)
+async def _one_by_one(events: Iterable[Source]) -> AsyncIterator[Source]:
+    for event in events:
+        yield event
 
 
 class Producer:
@@ -90,24 +95,29 @@ class Producer:
         prepared, raw = self.prepare(raw), b""  # so that the body is freed while waiting for the broker
         return await self.publish(prepared)
 
-    def prepare(self, source: bytes | dict[str, Any] | Event, *, caller: Caller | None = None) -> Prepared:
+    def prepare(
+        self,
+        source: bytes | dict[str, Any] | Event,
+        *,
+        caller: Caller | None = None,
+        new_event_id: Callable[[Event], str] | None = None,
+        attributes: Mapping[str, str] = _NONE,
+    ) -> Prepared:
         """Validate, complete and encode an event: a JSON object in UTF-8, a decoded one, or an instance of its class.
 
         The same rules apply to all. The class of an instance need not be in the catalog. Nothing is published, and the
-        result keeps no reference to the source. `caller` is who has sent the event, if that is known. Raises an
-        `EventError` if the event is invalid, or if the caller may not send its type.
+        result keeps no reference to the source. `caller` is who has sent the event, if that is known. `new_event_id`
+        replaces the producer's own, and is given the event that lacks an id. `attributes` are added to those of the
+        message. Raises an `EventError` if the event is invalid, or if the caller may not send its type.
         """
         event = None
         try:
             if isinstance(source, bytes):
-                event = self.catalog.structure(codec.decode(source))
-                self._complete(event)
-                data = codec.encode(event)
-            else:
-                event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
-                self._complete(event)
-                data = codec.encode_made(event)
-            return self._prepared(event, data, caller)
+                source = codec.decode(source)
+            event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
+            self._complete(event, new_event_id)
+            data = codec.encode(event) if isinstance(source, codec.Document) else codec.encode_made(event)
+            return self._prepared(event, data, attributes, caller)
         except Exception as error:
             event_type = getattr(error, "event_type", "") if event is None else event.event_type
             self._observer.rejected(event_type, error, "" if caller is None else caller.name)
@@ -119,48 +129,69 @@ class Producer:
         Returns and raises the same as `ingest`.
         """
         prepared = event if isinstance(event, Prepared) else self.prepare(event)
-        message = prepared.message
         publishing = self._observer.publishing(prepared)
-        if publishing.attributes:
-            message = attrs.evolve(message, attributes={**message.attributes, **publishing.attributes})
+        message = message_of(prepared, publishing)
         try:
             message_id = await self._transport.publish(message)
         except PublishError as error:
             publishing.failed(error)
-            if error.message is not None:
+            failure = failure_of(error, message)
+            if failure is error:
                 raise
-            known = _known_error(error)
-            raise known(
-                str(error),
-                error.log_detail,
-                message=message,
-                error_type=error.error_type,
-                retry_after=error.retry_after,
-            ) from error
+            raise failure from error
         except BaseException as error:
             publishing.failed(error)
             raise
         publishing.published(message_id)
-        return Receipt(
-            event_id=prepared.event_id,
-            message_id=message_id,
-            trace_id=trace_id_of(prepared.event_id),
-            topic=message.topic,
-            event_type=prepared.event_type,
-            traceparent=message.attributes.get("traceparent", ""),
+        return receipt_of(prepared, message, message_id)
+
+    def publish_many(
+        self, events: Iterable[Source] | AsyncIterable[Source], *, stops_if_refused: bool = False
+    ) -> AsyncGenerator[Outcome, None]:
+        """Publish events, and yield how each ended, in the order of the events: its `Receipt`, or its error.
+
+            async for outcome in producer.publish_many(events):
+                if isinstance(outcome, PublishError) and outcome.retryable: ...
+
+        The events are what `prepare` takes, results of `prepare`, or exceptions, which are passed on in their place. At
+        most 1,000 events and 2 MB are on their way at a time; the next event is taken when there is room, so that any
+        number of events takes constant memory. Each has the whole deadline from the moment at which it is sent. When
+        the generator is closed early, events that are on their way may still be published.
+
+        Events of one topic and ordering key are published in the given order. If one fails with a retryable error, the
+        later ones are not sent and end with `Aborted`, so that publishing again what has failed keeps the order. An
+        event that is invalid, or that raises an unexpected exception, does not affect others.
+
+        With `stops_if_refused`, the first error with which the transport refuses to take a message at all, because it
+        is closed or knows that the broker is away, is raised after the outcomes of the events before it.
+        """
+        source = events if isinstance(events, AsyncIterable) else _one_by_one(events)
+        return publish_many(
+            source, self._prepared_or_error, self._transport, self._observer, stops_if_refused=stops_if_refused
         )
 
-    def _complete(self, event: Event) -> None:
+    def _prepared_or_error(self, event: Source) -> Prepared | Exception:
+        if isinstance(event, (Prepared, Exception)):
+            return event
+        try:
+            return self.prepare(event)
+        except Exception as error:  # noqa: BLE001 (the code of a class can raise anything)
+            return error
+
+    def _complete(self, event: Event, new_event_id: Callable[[Event], str] | None) -> None:
         """Set the event id and the timestamp if the caller has not, and convert the timestamp to UTC, in place."""
         timestamp = self._clock() if event.timestamp is None else event.timestamp
         object.__setattr__(event, "timestamp", timestamp.astimezone(UTC))
         if event.event_id is None:
-            object.__setattr__(event, "event_id", self._new_event_id())
+            event_id = self._new_event_id() if new_event_id is None else new_event_id(event)
+            object.__setattr__(event, "event_id", event_id)
 
-    def _prepared(self, event: Event, data: bytes, caller: Caller | None) -> Prepared:
+    def _prepared(
+        self, event: Event, data: bytes, more_attributes: Mapping[str, str], caller: Caller | None
+    ) -> Prepared:
         assert event.event_id is not None  # for the type checker: _complete() has set both
         assert event.timestamp is not None
-        attributes = {"event_type": event.event_type, "event_id": event.event_id}
+        attributes = {"event_type": event.event_type, "event_id": event.event_id, **more_attributes}
         if caller is not None:
             if not caller.may_send(event.event_type):
                 detail = f"The source of this request may not send {event.event_type!r} events."

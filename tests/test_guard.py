@@ -343,6 +343,71 @@ async def test_messages_in_flight_are_limited():
         await transport.publish(message(5))
 
 
+def array(count: int, user: str = "") -> bytes:
+    """Return an array of events, each of another user or all of one."""
+    fields = {"event_type": "order.placed", "order_id": "o", "payload": {}}
+    return json.dumps([fields | {"user_id": user or f"u{n}", "event_id": f"e{n}"} for n in range(count)]).encode()
+
+
+async def post_array(client: Any, body: bytes) -> Any:
+    return await client.post("/events/batch", content=body, headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize("user", ["", "one"])
+async def test_array_waits_for_room(user):
+    """An array's events wait while as many messages as the limit are in flight, and none is in flight above it."""
+    most, now, order = 0, 0, []
+
+    async def publish(sent):
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        order.append(sent.attributes["event_id"])
+        return sent.attributes["event_id"]
+
+    settings = Settings(environment="prod", auth="none", max_messages=3)
+    async with served(made(publish), settings) as client:
+        answers = await soon(asyncio.gather(*(post_array(client, array(20, user)) for _ in range(2))), 20)
+    assert [answer.json()["accepted"] for answer in answers] == [20, 20]
+    assert most == (2 if user else 3)
+    if user:
+        assert list(dict.fromkeys(order)) == [f"e{n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("publish", [hang_on, raise_at_once, returning(None)])
+async def test_array_is_answered_in_time(publish):
+    """A batch on a transport that fails is a 503 that lists each event, in the time of two deadlines."""
+    async with served(made(publish), SETTINGS) as client:
+        response = await soon(post_array(client, array(5)), 2 * SOON)
+    assert response.status_code == 503
+    assert response.json()["type"] == "batch-incomplete"
+    assert [result["type"] for result in response.json()["results"]] == ["broker-unavailable"] * 5
+
+
+async def test_array_that_waits_for_room_ends_at_close(monkeypatch):
+    """What waits for room when the transport closes, or is cancelled, leaves the room to others."""
+    monkeypatch.setattr(guards, "DRAIN_SECONDS", 0.05)
+    transport = Guarded(made(hang), limits=Limits(deadline=0.5, max_messages=1))
+    publishing = asyncio.create_task(transport.publish(message(1)))
+    rooms = [asyncio.create_task(transport.room(message(n))) for n in range(3)]
+    await asyncio.sleep(0)
+    rooms[0].cancel()
+    await soon(rooms[1])
+    assert isinstance((await asyncio.gather(publishing, return_exceptions=True))[0], BrokerUnavailable)
+    await soon(rooms[2])
+    publishing = asyncio.create_task(transport.publish(message(2)))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(transport.room(message(3)))
+    await asyncio.sleep(0)
+    await transport.aclose()
+    with pytest.raises(TransportClosed):
+        await waiting
+    with pytest.raises(BrokerUnavailable):
+        await publishing
+
+
 async def test_close_waits_for_messages_in_flight():
     """Messages in flight are confirmed before the transport is closed; further ones are rejected."""
     gate, events = asyncio.Event(), []

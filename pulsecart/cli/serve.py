@@ -25,7 +25,6 @@ def command(**options: str | None) -> None:
     """
     import structlog
 
-    from pulsecart.events import load_catalog
     from pulsecart.serve.access import Access
     from pulsecart.serve.server import run
     from pulsecart.serve.wiring import transport_of
@@ -40,7 +39,7 @@ def command(**options: str | None) -> None:
     sys.path.insert(0, str(Path.cwd()))  # for modules of PULSECART_EVENTS, as with python -m
     try:
         settings = load_settings()
-        catalog = load_catalog(settings.events)
+        catalog = settings.catalog
         settings.require_topics(catalog.topics)
         Access(settings, catalog)  # checks the sources file, for the same reason as the credentials
         # Here, since a worker process that fails at startup is restarted again and again.

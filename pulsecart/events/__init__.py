@@ -1,6 +1,6 @@
 """Event classes: how to define them, the commerce pipeline's own, and the catalog of all."""
 
-from pulsecart.events.base import Event, FieldError, event, max_bytes, non_empty
+from pulsecart.events.base import Event, FieldError, described, event, max_bytes, non_empty
 from pulsecart.events.catalog import Catalog, load_catalog
 from pulsecart.events.commerce import (
     CartAbandoned,
@@ -27,6 +27,7 @@ __all__ = [
     "PersonalizedSend",
     "ProductViewed",
     "SearchPerformed",
+    "described",
     "event",
     "load_catalog",
     "max_bytes",

@@ -9,6 +9,7 @@ class OrderPlaced(Event):
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import attrs
@@ -17,7 +18,18 @@ from attrs import field, frozen
 from pulsecart.errors import DefinitionError
 from pulsecart.events.lazy import JsonArray
 
-__all__ = ["MAX_ID_BYTES", "Event", "FieldError", "declared", "describe", "event", "max_bytes", "non_empty"]
+__all__ = [
+    "MAX_ID_BYTES",
+    "Event",
+    "FieldError",
+    "at_most",
+    "declared",
+    "describe",
+    "described",
+    "event",
+    "max_bytes",
+    "non_empty",
+]
 
 MAX_ID_BYTES = 1024
 """Pub/Sub's limit for an ordering key and for an attribute's value, in bytes of UTF-8."""
@@ -48,13 +60,24 @@ def non_empty(_instance: Any, _attribute: "attrs.Attribute[str]", value: Any) ->
 
 def max_bytes(limit: int) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
     """Return a validator: the string has at most `limit` bytes in UTF-8."""
+    return partial(at_most, limit)
 
-    def validate(_instance: Any, _attribute: "attrs.Attribute[str]", value: str) -> None:
-        # A character has at most 4 bytes, so a short string needs no encoding to be judged.
-        if len(value) * 4 > limit and (size := len(value.encode())) > limit:
-            raise FieldError(f"has {size:,} bytes of UTF-8; the limit is {limit:,}", "too-long")
 
-    return validate
+def at_most(limit: int, _instance: Any, _attribute: "attrs.Attribute[str]", value: str) -> None:
+    """Validate for `max_bytes`."""
+    # A character has at most 4 bytes, so a short string needs no encoding to be judged.
+    if len(value) * 4 > limit and (size := len(value.encode())) > limit:
+        raise FieldError(f"has {size:,} bytes of UTF-8; the limit is {limit:,}", "too-long")
+
+
+def described(text: str, *, example: Any = ...) -> dict[str, Any]:
+    """Return the metadata of a field for the documents: what it is, and a value that it may have.
+
+    total: Decimal = field(metadata=described("What the user pays.", example=Decimal("89.90")))
+
+    The text may contain Markdown. The example must be valid, which is checked at startup.
+    """
+    return {"description": text} | ({} if example is ... else {"example": example})
 
 
 def _json_object(_instance: Any, _attribute: "attrs.Attribute[Any]", value: Any) -> None:
@@ -85,6 +108,8 @@ def describe(value: Any) -> str:
         return "an object"
     if isinstance(value, (list, tuple, JsonArray)):
         return "an array"
+    if isinstance(value, float):
+        return "a float, which may have lost digits; read JSON with Catalog.read, or with parse_float=Decimal"
     return "a number"
 
 
@@ -100,19 +125,32 @@ class Event:
 
     event_type: ClassVar[str]
     topic: ClassVar[str]
+    payload_members: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """What an untyped payload usually holds, by name: documented with `described`, not checked."""
 
     event_id: str | None = field(
-        default=None, validator=attrs.validators.optional([non_empty, max_bytes(MAX_ID_BYTES)])
+        default=None,
+        validator=attrs.validators.optional([non_empty, max_bytes(MAX_ID_BYTES)]),
+        metadata=described("Generated if missing. Consumers drop duplicates by it; retry under the same one."),
     )
     """1 to 1024 bytes of UTF-8; generated if missing. Consumers drop duplicates by it."""
 
-    timestamp: datetime | None = field(default=None, validator=attrs.validators.optional(_with_offset))
+    timestamp: datetime | None = field(
+        default=None,
+        validator=attrs.validators.optional(_with_offset),
+        metadata=described("When it happened. Generated if missing; published in UTC."),
+    )
     """When it happened, with an offset; generated if missing, published in UTC."""
 
-    user_id: str = field(validator=[non_empty, max_bytes(MAX_ID_BYTES)])
+    user_id: str = field(
+        validator=[non_empty, max_bytes(MAX_ID_BYTES)],
+        metadata=described("The user it is about. A user's events are delivered in order.", example="user-1"),
+    )
     """1 to 1024 bytes of UTF-8. A user's events are delivered in order."""
 
-    payload: Any = field(validator=_json_object)
+    payload: Any = field(
+        validator=_json_object, metadata=described("What else there is to know. Published exactly as received.")
+    )
     """Any JSON object: a mapping, or the `JsonObject` that was received, which is read-only.
 
     A subclass may type it with an attrs class of its own.
@@ -123,8 +161,14 @@ EventClass = TypeVar("EventClass", bound=type[Event])
 _declared: list[type[Event]] = []
 
 
-def event(event_type: str, *, topic: str = "") -> Callable[[EventClass], EventClass]:
+def event(
+    event_type: str, *, topic: str = "", payload: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[EventClass], EventClass]:
     """Declare an event class: the name of its type, and the short name of the topic it is published to.
+
+    `payload` documents what an untyped payload usually holds, by name, without restricting it:
+
+        @event("order.placed", topic="shop", payload={"total": described("What the user pays.", example=5)})
 
     The class is a frozen, slotted, keyword-only attrs class: put `@frozen(kw_only=True)` below.
     Raises `DefinitionError` if the class or a name cannot work.
@@ -138,6 +182,7 @@ def event(event_type: str, *, topic: str = "") -> Callable[[EventClass], EventCl
             raise DefinitionError(f"{cls.__module__}.{cls.__qualname__} (event type {event_type!r}): {problem}")
         cls.event_type = event_type
         cls.topic = topic
+        cls.payload_members = payload or {}
         _declared.append(cls)
         return cls
 

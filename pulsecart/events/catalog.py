@@ -10,8 +10,10 @@ import attrs
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventType, UnknownEventType
 from pulsecart.events.base import Event, declared, describe, id_of
+from pulsecart.events.codec import decode
 from pulsecart.events.faults import MAX_FAULTS, below, shortened
-from pulsecart.events.structure import faults, prepare, structure
+from pulsecart.events.schema import check
+from pulsecart.events.structure import faults, known, prepare, structure
 from pulsecart.events.write import prepare_writing
 from pulsecart.suggest import closest, nearest
 
@@ -39,6 +41,7 @@ class Catalog:
                 )
             prepare(cls)
             prepare_writing(cls)
+            check(cls)  # like the two above, so that errors occur at startup
 
     def __iter__(self) -> Iterator[type[Event]]:
         return iter(self._classes.values())
@@ -80,6 +83,22 @@ class Catalog:
         wrong = Fault("/event_type", "unknown", f"{shortened(event_type)!r} is not in the catalog{hint}")
         raise UnknownEventType(f"The event_type is not in the catalog{hint}", [wrong, *common], event_id=event_id)
 
+    def read(self, data: bytes, tolerant: bool = False) -> Event:  # noqa: FBT001, FBT002 (read(data, tolerant=True))
+        """Make an event of the data of a message: what a consumer receives becomes the event that was published.
+
+        Numbers keep their exact value. A class with converters must accept what they return; what a class computes
+        (`init=False`) is computed again. If `tolerant`, fields that the class does not have are ignored in every object
+        that has a class, so that producers may add optional fields before consumers know them.
+
+        Raises `MalformedBody`, `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
+        """
+        document = dict(decode(data))
+        event_type = document.get("event_type")
+        if type(event_type) is str and event_type in self._classes:
+            del document["event_type"]
+            document = known(document, self._classes[event_type], tolerant=tolerant) | {"event_type": event_type}
+        return self.structure(document)
+
     def _misspelt(self, fields: dict[str, Any]) -> list[Fault]:
         """Return what is wrong with fields of which one seems to be a misspelt `event_type`, if there is one."""
         own = (name for name in fields if name not in attrs.fields_dict(Event))
@@ -92,18 +111,30 @@ class Catalog:
         return [wrong, *faults(fields, Event, unknown=False)]
 
 
-def load_catalog(modules: Iterable[str] = ()) -> Catalog:
+_COMMERCE = "pulsecart.events.commerce"
+
+
+def load_catalog(modules: Iterable[str] = (), *, commerce: bool = True) -> Catalog:
     """Make the catalog of the commerce events, the modules of installed entry points, and the given modules.
 
-    A module contributes the classes declared in it and in its submodules, and those it imports by name.
-    Raises `DefinitionError` if a module cannot be imported or declares no class, and as `Catalog` does.
+    A module contributes the classes declared in it and in its submodules, and those it imports by name. Without
+    `commerce`, the built-in types are left out, also where a module imports them.
+    Raises `DefinitionError` if a module cannot be imported or declares no class, if there is no class at all, and as
+    `Catalog` does.
     """
-    sources = {"pulsecart.events.commerce": "built in"}
+    sources = {_COMMERCE: "built in"} if commerce else {}
     for entry_point in entry_points(group=ENTRY_POINTS):
         sources.setdefault(entry_point.value, f"entry point {entry_point.name!r} of {ENTRY_POINTS}")
     for module in modules:
         sources.setdefault(module, "PULSECART_EVENTS")
-    return Catalog(cls for module, source in sources.items() for cls in _classes_of(module, source))
+    found = [cls for module, source in sources.items() for cls in _classes_of(module, source)]
+    catalog = Catalog(cls for cls in found if commerce or cls.__module__ != _COMMERCE)
+    if not catalog.event_types:
+        raise DefinitionError(
+            f"there are no event types: without the built-in ones (PULSECART_COMMERCE_EVENTS=false), name modules with "
+            f"event classes of your own in PULSECART_EVENTS or in the entry-point group {ENTRY_POINTS}"
+        )
+    return catalog
 
 
 def _classes_of(name: str, source: str) -> list[type[Event]]:

@@ -24,7 +24,7 @@ from pulsecart.events.lazy import JsonArray, JsonObject, decode_unsigned, decode
 from pulsecart.events.structure import faults, refused, structure
 from pulsecart.events.write import Path, only_from_body, pointer_of, unstructure, written
 
-__all__ = ["MAX_DEPTH", "MAX_NAMES", "decode", "encode", "encode_made"]
+__all__ = ["MAX_DEPTH", "MAX_NAMES", "Document", "decode", "encode", "encode_made"]
 
 MAX_DEPTH = 128
 """How deep objects and arrays may be nested; the body itself counts as one."""
@@ -52,7 +52,11 @@ _BY_FIRST_BYTE: dict[int, Callable[[msgspec.Raw], Any]] = {
 }
 
 
-def decode(raw: bytes) -> dict[str, Any]:
+class Document(dict[str, Any]):
+    """The members of a JSON object that was received. None of its values was made in Python."""
+
+
+def decode(raw: bytes) -> Document:
     """Read one JSON object (RFC 8259). Objects and arrays in it are checked, but decoded only when they are read.
 
     Raises `MalformedBody` if it is not one, or if reading it would lose something.
@@ -60,10 +64,12 @@ def decode(raw: bytes) -> dict[str, Any]:
     try:
         members = _members(raw)
         _require_exact(raw)
-        document = {
-            str(name): _BY_FIRST_BYTE.get(memoryview(value)[0], decode_unsigned)(value)
-            for name, value in members.items()
-        }
+        document = Document(
+            {
+                str(name): _BY_FIRST_BYTE.get(memoryview(value)[0], decode_unsigned)(value)
+                for name, value in members.items()
+            }
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, DecimalException, RecursionError) as error:
         raise MalformedBody(_explain(raw, error)) from None
     if len(document) < len(members):
@@ -115,7 +121,7 @@ def encode_made(event: Event) -> bytes:
     instances: list[tuple[Path, Any]] = []
     try:
         data = _encoder.encode({"event_type": event.event_type} | written(event, found, instances))
-        document = {} if found else decode(data)
+        document = {} if found else dict(decode(data))
     except MalformedBody as error:
         raise invalid(f"The event's JSON could not be read: {error.detail}", error.faults) from None
     except RecursionError:

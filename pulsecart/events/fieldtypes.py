@@ -1,19 +1,20 @@
 """How the types of fields are read from JSON: one table for structuring, for writing, and for describing events."""
 
 import types
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import cache
-from typing import Any, NewType, Union, get_args, get_origin
+from typing import Any, Literal, NewType, Union, get_args, get_origin
+from uuid import UUID
 
 import attrs
 
 from pulsecart.errors import DefinitionError
 from pulsecart.events.base import Event
 
-__all__ = ["AsReceived", "UtcDatetime", "classes_in", "fields_of", "read_type"]
+__all__ = ["AsReceived", "Tagged", "UtcDatetime", "classes_in", "fields_of", "read_type"]
 
 UtcDatetime = NewType("UtcDatetime", datetime)
 """The type of an event's `timestamp`."""
@@ -21,15 +22,28 @@ UtcDatetime = NewType("UtcDatetime", datetime)
 AsReceived = NewType("AsReceived", object)
 """The type of an untyped payload: an object that is published as it was received."""
 
-_SCALARS = {str, bool, int, Decimal, float, datetime, UtcDatetime, Any, AsReceived}
+_SCALARS: set[Any] = {str, bool, int, Decimal, float, datetime, date, UUID, UtcDatetime, Any, AsReceived}
 
 # The two optional fields of every event. In the class, None means "not yet enriched". A body omits them: a null is as
 # wrong there as in any other string.
 _READ_AS = {"event_id": str, "timestamp": UtcDatetime}
 
 
+@attrs.frozen
+class Tagged:
+    """A union of attrs classes, and the `Literal` field whose value tells them apart."""
+
+    tag: str
+    classes: Mapping[Any, type]
+    """The class for each value of the field."""
+
+
 def _read_type(type_: Any) -> tuple[str, Any]:
-    """Return how a type is read (`scalar`, `enum`, `object`, `list`, `dict` or `optional`), and the type inside it."""
+    """Return how a type is read, and the type inside it.
+
+    The kinds are `scalar`, `enum`, `literal`, `object`, `tagged`, `list`, `tuple`, `dict` and `optional`.
+    """
+    type_ = _without_names(type_)
     if type_ in _SCALARS:
         return "scalar", type_
     if isinstance(type_, type) and issubclass(type_, Enum) and {type(m.value) for m in type_} <= {str, int}:
@@ -37,16 +51,57 @@ def _read_type(type_: Any) -> tuple[str, Any]:
     if isinstance(type_, type) and attrs.has(type_):
         return "object", type_
     origin, args = get_origin(type_) or type_, get_args(type_)
+    if origin is Literal and {type(value) for value in args} <= {str, int, bool, type(None)}:
+        return "literal", type_
     if origin is list:
         return "list", args[0] if args else Any
+    if origin is tuple and args[1:] == (...,):
+        return "tuple", args[0]
     if origin is dict and (not args or args[0] is str):
         return "dict", args[1] if args else Any
-    if origin in (Union, types.UnionType) and len(args) == 2 and type(None) in args:
-        return "optional", args[0] if args[1] is type(None) else args[1]
+    if origin in (Union, types.UnionType):
+        return _read_union([arg for arg in args if arg is not type(None)], optional=type(None) in args)
+    raise DefinitionError(f"the type {type_!r} {_NOT_READ}")
+
+
+_NOT_READ = (
+    "has no strict reading from JSON; use str, bool, int, Decimal, float, datetime, date, UUID, an Enum of strings or "
+    "integers, a Literal, X | None, list[X], tuple[X, ...], dict[str, X], an attrs class or a union of attrs classes"
+)
+
+
+def _read_union(members: list[Any], *, optional: bool) -> tuple[str, Any]:
+    if optional:
+        return "optional", Union[tuple(members)]  # noqa: UP007 (its members are known only here)
+    if all(isinstance(member, type) and attrs.has(member) for member in members):
+        return "tagged", _tagged(members)
+    raise DefinitionError(f"the type {' | '.join(map(repr, members))} {_NOT_READ}")
+
+
+def _without_names(type_: Any) -> Any:
+    """Return the type that a `NewType` names."""
+    while isinstance(type_, NewType) and type_ not in _SCALARS:
+        type_ = type_.__supertype__
+    return type_
+
+
+def _tagged(classes: list[type]) -> Tagged:
+    """Find the first field that is a `Literal` of strings in each class, with other values in each."""
+    for name in fields_of(classes[0]):
+        types = [_without_names(fields_of(cls).get(name)) for cls in classes]
+        pairs = [(tag, cls) for cls, type_ in zip(classes, types, strict=True) for tag in _tags(type_)]
+        if all(map(_tags, types)) and len(dict(pairs)) == len(pairs):
+            return Tagged(name, dict(pairs))
+    names = ", ".join(cls.__qualname__ for cls in classes)
     raise DefinitionError(
-        f"the type {type_!r} has no strict reading from JSON; use str, bool, int, Decimal, float, datetime, "
-        "an Enum of strings or integers, X | None, list[X], dict[str, X] or an attrs class"
+        f"nothing tells {names} apart in JSON: give each a field of the same name with values of its own, such as "
+        "kind: Literal['card'] in one and kind: Literal['invoice'] in the other"
     )
+
+
+def _tags(type_: Any) -> tuple[str, ...]:
+    values = get_args(type_) if get_origin(type_) is Literal else ()
+    return values if all(type(value) is str for value in values) else ()
 
 
 read_type: Callable[[Any], tuple[str, Any]] = cache(_read_type)
@@ -91,5 +146,8 @@ def _find_classes(type_: Any, where: str, found: dict[type, str]) -> None:
         found.setdefault(inner, where)
         for name, field_type in fields.items():
             _find_classes(field_type, f"{where}.{name}", found)
-    elif kind in ("list", "dict", "optional"):
+    elif kind == "tagged":
+        for cls in inner.classes.values():
+            _find_classes(cls, where, found)
+    elif kind not in ("scalar", "enum", "literal"):
         _find_classes(inner, where, found)

@@ -4,15 +4,16 @@ cattrs structures each event, with hooks that take away its coercions, and stops
 Only then is the value walked a second time, to explain everything that is wrong with it.
 """
 
-from collections.abc import Callable, Container
-from datetime import UTC, datetime
+from collections.abc import Callable, Container, Iterable
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import cache
 from math import isinf
-from re import ASCII
+from re import ASCII, IGNORECASE
 from re import compile as regex
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
+from uuid import UUID
 
 import attrs
 from attrs import evolve
@@ -23,11 +24,11 @@ from cattrs.gen import make_dict_structure_fn, override
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe, id_of
 from pulsecart.events.faults import MAX_FAULTS, below, refusal
-from pulsecart.events.fieldtypes import AsReceived, UtcDatetime, classes_in, fields_of, read_type
+from pulsecart.events.fieldtypes import AsReceived, Tagged, UtcDatetime, classes_in, fields_of, read_type
 from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names, repeats_names
 from pulsecart.suggest import nearest
 
-__all__ = ["faults", "prepare", "refused", "structure"]
+__all__ = ["faults", "known", "prepare", "refused", "structure"]
 
 EventT = TypeVar("EventT", bound=Event)
 Hook = Callable[[Any, Any], Any]
@@ -67,12 +68,47 @@ def prepare(cls: type[Event]) -> None:
     name = f"{cls.__module__}.{cls.__qualname__}"
     classes_in(cls)
     payload = attrs.fields_dict(cls)["payload"]
-    if payload != attrs.fields_dict(Event)["payload"] and read_type(payload.type or Any)[0] not in ("object", "dict"):
+    if payload != attrs.fields_dict(Event)["payload"] and read_type(payload.type or Any)[0] not in (
+        "object",
+        "tagged",
+        "dict",
+    ):
         raise DefinitionError(f"{name}.payload: a payload is an object: type it with an attrs class or dict[str, X]")
     try:
         _hook(cls)
     except RecursionError:
         raise DefinitionError(f"{name}: a class contains itself; make that X | None, or a list") from None
+
+
+def known(value: Any, type_: Any, *, tolerant: bool) -> Any:
+    """Return a decoded value of a published event without what its class computes and, if `tolerant`, does not know.
+
+    What has another type, or repeats a name, stays as it is, for `structure` to refuse.
+    """
+    kind, inner = read_type(type_)
+    if kind in ("scalar", "enum", "literal") or value is None:
+        return value
+    if type(value) in (JsonObject, JsonArray) and not repeats_names(value):
+        value = value.value
+    if kind == "optional":
+        return known(value, inner, tolerant=tolerant)
+    if kind in ("list", "tuple") and type(value) is list:
+        return [known(each, inner, tolerant=tolerant) for each in value]
+    if type(value) is not dict:
+        return value
+    if kind == "dict":
+        return {name: known(each, inner, tolerant=tolerant) for name, each in value.items()}
+    if kind == "tagged":
+        try:
+            inner = _class_of(value, inner)
+        except FieldError:
+            return value
+    types, computed = fields_of(inner), attrs.fields_dict(inner).keys() - fields_of(inner)
+    return {
+        name: known(each, types.get(name, Any), tolerant=tolerant)
+        for name, each in value.items()
+        if (name in types if tolerant else name not in computed)
+    }
 
 
 # Scalars. JSON decodes to these types exactly (numbers to int and Decimal), and no value is turned
@@ -137,6 +173,30 @@ def _utc_timestamp(value: Any, _type: Any = None) -> datetime:
         raise FieldError("is outside the years 1 to 9999 in UTC", "out-of-range") from None
 
 
+_FULL_DATE = regex(r"\d{4}-\d\d-\d\d", ASCII)
+
+
+def _date(value: Any, _type: Any = None) -> date:
+    text = _string(value)
+    if not _FULL_DATE.fullmatch(text):
+        raise FieldError("expected a date of RFC 3339, such as 2026-01-31")
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise FieldError(f"is not a date: {error}", "out-of-range") from None
+
+
+# RFC 9562, section 4. UUID() reads more than that, such as braces.
+_UUID = regex(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", ASCII | IGNORECASE)
+
+
+def _uuid(value: Any, _type: Any = None) -> UUID:
+    text = _string(value)
+    if not _UUID.fullmatch(text):
+        raise FieldError("expected a UUID, such as 0e3f4c9a-5b1d-4f6e-8a7b-9c0d1e2f3a4b")
+    return UUID(text)
+
+
 def _anything(value: Any, _type: Any = None) -> Any:
     return _decoded(value) if type(value) in (JsonObject, JsonArray) else value
 
@@ -152,6 +212,8 @@ _SCALARS: dict[Any, Hook] = {
     Decimal: _number,
     float: _binary64,
     datetime: _timestamp,
+    date: _date,
+    UUID: _uuid,
     UtcDatetime: _utc_timestamp,
     Any: _anything,
     AsReceived: _as_received,
@@ -171,17 +233,33 @@ def _make_hook(type_: Any) -> Hook:
 _hook: Callable[[Any], Hook] = cache(_make_hook)
 
 
-def _enum_hook(cls: type[Enum]) -> Hook:
-    # Keyed by kind too: to Python 1, 1.0 and True are the same key.
-    members = {(type(member.value), member.value): member for member in cls}
-    allowed = ", ".join(repr(member.value) for member in cls)
+_CHOICES = (str, int, bool, type(None))
 
-    def hook(value: Any, _type: Any) -> Enum:
-        if type(value) not in (str, int) or (type(value), value) not in members:
-            raise FieldError(f"expected one of {allowed}")
-        return members[type(value), value]
+
+def _enum_hook(cls: type[Enum]) -> Hook:
+    return _choice_hook([(member.value, member) for member in cls])
+
+
+def _literal_hook(type_: Any) -> Hook:
+    return _choice_hook([(value, value) for value in get_args(type_)])
+
+
+def _choice_hook(pairs: list[tuple[Any, Any]]) -> Hook:
+    # Keyed by kind too: to Python 1, 1.0 and True are the same key.
+    choices = {(type(value), value): result for value, result in pairs}
+    allowed = _one_of(value for value, _ in pairs)
+
+    def hook(value: Any, _type: Any) -> Any:
+        if type(value) not in _CHOICES or (type(value), value) not in choices:
+            raise FieldError(allowed)
+        return choices[type(value), value]
 
     return hook
+
+
+def _one_of(values: Iterable[Any]) -> str:
+    shown = (repr(value) if type(value) in (str, int) else describe(value) for value in values)
+    return f"expected one of {', '.join(shown)}"
 
 
 def _list_hook(item: Any) -> Hook:
@@ -190,6 +268,11 @@ def _list_hook(item: Any) -> Hook:
         return [structure_item(element, item) for element in _array(value)]
 
     return hook
+
+
+def _tuple_hook(item: Any) -> Hook:
+    read_list = _list_hook(item)
+    return lambda value, type_: tuple(read_list(value, type_))
 
 
 def _dict_hook(item: Any) -> Hook:
@@ -219,6 +302,25 @@ def _object_hook(cls: type) -> Hook:
     return hook
 
 
+def _tagged_hook(union: Tagged) -> Hook:
+    def hook(value: Any, _type: Any) -> Any:
+        members = _object(value)
+        cls = _class_of(members, union)
+        return _hook(cls)(members, cls)
+
+    return hook
+
+
+def _class_of(members: dict[str, Any], union: Tagged) -> type:
+    """Return the class for an object. Raises `FieldError`, which is about the field that names it."""
+    if union.tag not in members:
+        raise FieldError("is required, but missing", "missing")
+    tag = members[union.tag]
+    if type(tag) is not str or tag not in union.classes:
+        raise FieldError(_one_of(union.classes))
+    return union.classes[tag]
+
+
 def _object(value: Any) -> dict[str, Any]:
     value = _decoded(value) if type(value) is JsonObject else value
     if type(value) is not dict:
@@ -243,8 +345,11 @@ def _decoded(value: JsonObject | JsonArray) -> Any:
 _HOOKS: dict[str, Callable[[Any], Hook]] = {
     "scalar": _SCALARS.__getitem__,
     "enum": _enum_hook,
+    "literal": _literal_hook,
     "object": _object_hook,
+    "tagged": _tagged_hook,
     "list": _list_hook,
+    "tuple": _tuple_hook,
     "dict": _dict_hook,
     "optional": _optional_hook,
 }
@@ -261,8 +366,12 @@ def _explain(value: Any, type_: Any, found: list[Fault], *, made: bool) -> Any:
     try:
         if kind == "object":
             return _explain_object(_object(value), inner, found, made=made)
-        if kind == "list":
-            return [_explain_member(n, each, inner, found, made=made) for n, each in enumerate(_array(value))]
+        if kind == "tagged":
+            return _explain_tagged(_object(value), inner, found, made=made)
+        if kind in ("list", "tuple"):
+            each_in = enumerate(_array(value))
+            members = [_explain_member(n, each, inner, found, made=made) for n, each in each_in]
+            return tuple(members) if kind == "tuple" else members
         if kind == "dict":
             return {name: _explain_member(name, each, inner, found, made=made) for name, each in _object(value).items()}
         if kind == "optional":
@@ -281,6 +390,15 @@ def _explain_member(name: str | int, value: Any, type_: Any, found: list[Fault],
     # A pointer is made only for a fault, from the inside out.
     found[count:] = [evolve(fault, pointer=below("", name) + fault.pointer) for fault in found[count:]]
     return member
+
+
+def _explain_tagged(value: dict[str, Any], union: Tagged, found: list[Fault], *, made: bool) -> Any:
+    try:
+        cls = _class_of(value, union)
+    except FieldError as error:
+        found.append(refusal(error, below("", union.tag)))
+        return None
+    return _explain_object(value, cls, found, made=made)
 
 
 def _explain_object(

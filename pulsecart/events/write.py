@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cache
 from math import isfinite
 from typing import Any
+from uuid import UUID
 
 import attrs
 import msgspec
@@ -136,13 +137,14 @@ _FACTORY: Any = attrs.Factory  # a class, though typed as a function
 
 def _is_simple(default: Any) -> bool:
     if isinstance(default, _FACTORY):
-        return default.factory in (list, dict)
-    return default is attrs.NOTHING or isinstance(default, (str, int, float, Decimal, datetime, Enum, type(None)))
+        return default.factory in (list, dict, tuple)
+    simple = (str, int, float, Decimal, date, UUID, Enum, type(None))  # a datetime is a date
+    return default is attrs.NOTHING or isinstance(default, simple) or (type(default) is tuple and not default)
 
 
 def _is_plain(type_: Any) -> bool:
     kind, inner = read_type(type_)
-    return kind in ("scalar", "enum") or (kind != "object" and _is_plain(inner))
+    return kind in ("scalar", "enum", "literal") or (kind not in ("object", "tagged") and _is_plain(inner))
 
 
 def _object_hook(cls: type, converter: Converter) -> Callable[[Any], Any]:

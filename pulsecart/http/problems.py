@@ -31,7 +31,17 @@ from pulsecart.errors import (
     UnknownEventType,
 )
 
-__all__ = ["DEFECT", "EXCEPTION_HANDLERS", "SHUTTING_DOWN", "Problem", "ProblemError", "problem_of"]
+__all__ = [
+    "DEFECT",
+    "EXCEPTION_HANDLERS",
+    "MEDIA_TYPE",
+    "SHUTTING_DOWN",
+    "Problem",
+    "ProblemError",
+    "problem_of",
+    "too_large",
+    "unsupported",
+]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -56,9 +66,9 @@ class Problem:
     def _by_status(self) -> bool:
         return self.status >= 500 or self.status in {408, 429}
 
-    def response(self) -> Response:
-        """Return the response."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """Return the members of the body."""
+        return {
             "type": self.type,
             "title": self.title,
             "status": self.status,
@@ -69,7 +79,10 @@ class Problem:
                 {"pointer": fault.pointer, "code": fault.code, "message": fault.message} for fault in self.errors
             ],
         }
-        return Response(msgspec.json.encode(document), self.status, self.headers, MEDIA_TYPE)
+
+    def response(self) -> Response:
+        """Return the response."""
+        return Response(msgspec.json.encode(self.document()), self.status, self.headers, MEDIA_TYPE)
 
 
 class ProblemError(Exception):
@@ -78,6 +91,32 @@ class ProblemError(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
+
+
+def too_large(limit: int, what: str = "body") -> ProblemError:
+    """Return the error for a body of more than `limit` bytes."""
+    return ProblemError(
+        Problem(
+            status=413,
+            type="body-too-large",
+            title=f"The {what} is too large",
+            detail=f"The {what} exceeds the limit of {limit:,} bytes.",
+            more={"limit": limit},
+        )
+    )
+
+
+def unsupported(detail: str, headers: Mapping[str, str]) -> ProblemError:
+    """Return the error for a media type or coding. The headers name those that are supported."""
+    return ProblemError(
+        Problem(
+            status=415,
+            type="unsupported-media-type",
+            title="The media type or content coding is not supported",
+            detail=detail,
+            headers=headers,
+        )
+    )
 
 
 _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
@@ -97,10 +136,12 @@ _KINDS: dict[type[PulsecartError], tuple[int, str, str]] = {
 }
 
 
-def problem_of(error: EventError | PublishError | ProblemError) -> Problem:
-    """Return the problem for an error."""
+def problem_of(error: Exception) -> Problem:
+    """Return the problem for an error. An exception that is not for callers is a defect."""
     if isinstance(error, ProblemError):
         return error.problem
+    if not isinstance(error, (EventError, PublishError)):
+        return DEFECT
     # Search its base classes too, since transports may raise their own subclasses.
     status, type_, title = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     more: dict[str, Any] = {}

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from attrs import Factory, evolve, field, frozen
 
 from pulsecart.errors import SettingsError
+from pulsecart.events import Catalog, load_catalog
 from pulsecart.events.commerce import USER_ACTIONS
 from pulsecart.limits import Batching, Limits
-from pulsecart.message import MAX_MESSAGE_BYTES
+from pulsecart.message import GRPC_LIMIT, MAX_MESSAGE_BYTES, REST_LIMIT, SizeLimit
 from pulsecart.ordering import Ordering, by_user, in_shards, unordered
 from pulsecart.serve import values
 from pulsecart.serve.hosts import is_listed, is_loopback
@@ -81,6 +82,21 @@ class Settings:
         default=(),
         parse=values.names,
         shown="none",
+    )
+    commerce_events: str = _choice(
+        "PULSECART_COMMERCE_EVENTS",
+        _WHAT,
+        ("true", "false"),
+        "Whether the built-in event types are served: true or false.",
+        default="true",
+    )
+    docs: str = _choice(
+        "PULSECART_DOCS",
+        _WHAT,
+        ("true", "false"),
+        "Whether /schemas, /openapi.json and /asyncapi.json are served: true or false.",
+        default=Factory(lambda self: "true" if self.environment == "dev" else "false", takes_self=True),
+        shown="true in development, else false",
     )
     drain_delay: float = _number(
         "PULSECART_DRAIN_DELAY",
@@ -257,11 +273,43 @@ class Settings:
         (1, MAX_MESSAGE_BYTES),
         default=1_048_576,
     )
+    max_batch_events: int = _number(
+        "PULSECART_MAX_BATCH_EVENTS",
+        _LIMITS,
+        "NUMBER",
+        "The most events in an array; streams of lines (NDJSON) may have any number.",
+        (1, 100_000),
+        default=10_000,
+    )
+    max_batch_bytes: int = _number(
+        "PULSECART_MAX_BATCH_BYTES",
+        _LIMITS,
+        "BYTES",
+        "The largest array of events; each event in it may have --max-body-bytes.",
+        (1, 100_000_000),
+        default=10_485_760,
+    )
+    max_streams: int = _number(
+        "PULSECART_MAX_STREAMS",
+        _LIMITS,
+        "NUMBER",
+        "The most streams of lines (NDJSON) at a time in one process; beyond that the answer is 503.",
+        (1, 1000),
+        default=8,
+    )
+    min_stream_rate: int = _number(
+        "PULSECART_MIN_STREAM_RATE",
+        _LIMITS,
+        "BYTES",
+        "How many bytes a second a stream must bring while pulsecart waits for it, or the answer is 408; 0 is any.",
+        (0, 1_000_000_000),
+        default=1000,
+    )
     body_timeout: float = _number(
         "PULSECART_BODY_TIMEOUT",
         _LIMITS,
         "SECONDS",
-        "How long a request body may take to arrive; then the answer is 408.",
+        "How long a request body may take to arrive, or a stream may pause; then the answer is 408.",
         (0.1, 600.0),
         default=10.0,
     )
@@ -384,6 +432,11 @@ class Settings:
         )
 
     @property
+    def size_limit(self) -> SizeLimit:
+        """How large a message may be, by the wire, on every transport."""
+        return GRPC_LIMIT if self.wire == "grpc" else REST_LIMIT
+
+    @property
     def orderings(self) -> dict[str, Ordering]:
         """The ordering of each topic for which one is set."""
         fixed = {"user": by_user, "none": unordered}
@@ -391,6 +444,11 @@ class Settings:
             topic: fixed.get(choice) or in_shards(int(choice.removeprefix("shards:")))
             for topic, choice in self.ordering.items()
         }
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of the event types that are served. Raises `DefinitionError`."""
+        return load_catalog(self.events, commerce=self.commerce_events == "true")
 
     @property
     def uses_oidc(self) -> bool:

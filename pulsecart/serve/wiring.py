@@ -2,26 +2,31 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from pulsecart.errors import PublishError, SettingsError
-from pulsecart.events import load_catalog
+from pulsecart.events import Catalog
 from pulsecart.guard import guarded
+from pulsecart.http import docs
+from pulsecart.http.batch import BATCH, Arrays, Batch
 from pulsecart.http.body import Bodies
+from pulsecart.http.cloudevents import CLOUDEVENTS, CloudEvents
 from pulsecart.http.cors import Cors
 from pulsecart.http.dev import messages
 from pulsecart.http.dispatch import Application
 from pulsecart.http.drain import Drain
+from pulsecart.http.endpoint import Request, endpoint
 from pulsecart.http.health import alive, ready
-from pulsecart.http.ingest import ROUTE, Ingest
+from pulsecart.http.ingest import INGEST, VALIDATE, Ingest, Validate
 from pulsecart.http.problems import EXCEPTION_HANDLERS
-from pulsecart.message import GRPC_LIMIT, REST_LIMIT
 from pulsecart.ports import UNOBSERVED, Inspectable, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
 from pulsecart.serve.access import Access
@@ -44,7 +49,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     """
     with _problems_logged():
         settings = load_settings(transport_given=transport is not None) if settings is None else settings
-        catalog = load_catalog(settings.events)
+        catalog = settings.catalog
         settings.require_topics(catalog.topics)
         access = Access(settings, catalog)
         personal_data = settings.personal_data == "true"
@@ -55,7 +60,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
         transport,
         catalog=catalog,
         ordering=settings.orderings,
-        size_limit=GRPC_LIMIT if settings.wire == "grpc" else REST_LIMIT,
+        size_limit=settings.size_limit,
         observer=telemetry,
     )
     if not structlog.is_configured():
@@ -88,26 +93,18 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             event_log.flush()
         await asyncio.to_thread(logs.flush)
 
-    endpoint = Ingest(
-        producer,
-        event_log,
-        Bodies(
-            body_limit=settings.max_body_bytes,
-            limit=settings.max_bytes,
-            share=settings.connection_bytes,
-            seconds=settings.body_timeout,
-        ),
-    )
+    hot = _events(settings, transport, producer, event_log, telemetry)
     routes = [
-        Route(ROUTE, endpoint, methods=["POST"]),
+        *(Route(path, application, methods=[method]) for (method, path), application in hot.items()),
         Route("/health", alive),
         Route("/livez", alive),
         Route("/readyz", ready(missing_topics, drain)),
     ]
     if settings.environment == "dev" and isinstance(given, Inspectable):
         routes.append(Route("/dev/messages", messages(given, settings.may_use_dev), methods=["GET", "DELETE"]))
+    routes += _documents(settings, catalog, routes)
     app = Application(
-        {("POST", ROUTE): endpoint},
+        hot,
         telemetry,
         access.guard(event_log),
         routes=routes,
@@ -117,6 +114,47 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
+
+
+def _events(
+    settings: Settings, transport: Transport, producer: Producer, log: logs.EventLog, telemetry: Telemetry
+) -> dict[tuple[str, str], ASGIApp]:
+    """Return the routes that take events, by method and path."""
+    bodies = Bodies(
+        body_limit=settings.max_body_bytes,
+        limit=settings.max_bytes,
+        share=settings.connection_bytes,
+        seconds=settings.body_timeout,
+        max_streams=settings.max_streams,
+        min_rate=settings.min_stream_rate,
+    )
+    arrays = Arrays(
+        producer,
+        log,
+        bodies,
+        telemetry,
+        max_events=settings.max_batch_events,
+        max_bytes=settings.max_batch_bytes,
+    )
+    ingest = Ingest(producer, log, bodies)
+    # Events that are only validated are not observed.
+    validating = Producer(
+        transport, catalog=producer.catalog, ordering=settings.orderings, size_limit=settings.size_limit
+    )
+    answers: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        INGEST: ingest,
+        BATCH: Batch(producer, log, bodies, telemetry, arrays),
+        CLOUDEVENTS: CloudEvents(producer, bodies, ingest, arrays),
+        VALIDATE: Validate(validating, bodies),
+    }
+    return {("POST", path): endpoint(path, answer, log) for path, answer in answers.items()}
+
+
+def _documents(settings: Settings, catalog: Catalog, routes: list[Route]) -> list[Route]:
+    """Return the routes of the documents that describe these routes and the catalog, if they are on."""
+    if settings.docs == "false":
+        return []
+    return docs.routes(catalog, [route.path for route in routes], authenticated=settings.auth != "none")
 
 
 @contextmanager

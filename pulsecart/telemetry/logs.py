@@ -291,6 +291,17 @@ class EventLog:
             write(**({"repeated": left_out} if left_out else {}))
             asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
 
+    def batch(self, severity: str, outcome: str, accepted: int, failed: int, seconds: float, **fields: Any) -> None:
+        """Log the end of a batch: its outcome, and how many events of it were accepted and have failed."""
+        getattr(self._log, severity)(
+            f"batch {outcome}",
+            outcome=outcome,
+            accepted=accepted,
+            failed=failed,
+            duration_ms=round(seconds * 1e3, 1),
+            **{field: value for field, value in fields.items() if value},
+        )
+
     def defect(self, error: Exception, problem: str, seconds: float, source: str = "") -> None:
         """Log a defect of ours with its traceback. Its message may repeat what the caller wrote: it is left out."""
         kind = type(error).__qualname__

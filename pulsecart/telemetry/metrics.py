@@ -19,7 +19,17 @@ from opentelemetry.trace import Span, set_span_in_context
 from pulsecart.ports import Load, Loaded
 from pulsecart.telemetry.durations import BOUNDS, Durations
 
-__all__ = ["DURATIONS", "OTHER", "are_on", "event_ended", "request_ended", "send_ended", "tabulate", "watch"]
+__all__ = [
+    "DURATIONS",
+    "OTHER",
+    "are_on",
+    "batch_ended",
+    "event_ended",
+    "request_ended",
+    "send_ended",
+    "tabulate",
+    "watch",
+]
 
 OTHER = "_OTHER"
 """In place of an event type that the catalog does not have (OpenTelemetry's own word for it)."""
@@ -85,6 +95,7 @@ def tabulate() -> None:
 _events: Counter[tuple[str, str, str, str]] = Counter()
 _sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
 _requests: Counter[tuple[str, str]] = Counter()
+_batches: Counter[str] = Counter()
 
 
 def are_on() -> bool:
@@ -124,6 +135,11 @@ def send_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
     _requests[topic, _size_class(count)] += 1
 
 
+def batch_ended(size: int) -> None:
+    """Count a batch of callers by the number of its events."""
+    _batches[_size_class(size)] += 1
+
+
 _loaded: WeakSet[Loaded] = WeakSet()
 
 
@@ -132,11 +148,11 @@ def watch(loaded: Loaded) -> None:
     _loaded.add(loaded)
 
 
-_SIZES = ((1, "1"), (10, "2-10"), (100, "11-100"))
+_SIZES = ((0, "0"), (1, "1"), (10, "2-10"), (100, "11-100"), (1000, "101-1000"), (10_000, "1001-10000"))
 
 
 def _size_class(count: int) -> str:
-    return next((name for most, name in _SIZES if count <= most), "101-1000")
+    return next((name for most, name in _SIZES if count <= most), "more")
 
 
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
@@ -163,6 +179,11 @@ def _sum_of(read: Callable[[Load], float], attributes: Mapping[str, str] | None 
     return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)), attributes)]
 
 
+def _observe_batches(_options: CallbackOptions) -> Iterator[Observation]:
+    for size, count in dict(_batches).items():
+        yield Observation(count, {"pulsecart.batch.size": size})
+
+
 def _oldest_age(_options: CallbackOptions) -> list[Observation]:
     return [Observation(max((loaded.load().oldest_age for loaded in list(_loaded)), default=0.0))]
 
@@ -173,6 +194,9 @@ _meter.create_observable_counter(
 )
 _meter.create_observable_counter(
     "pulsecart.requests", [_observe_requests], "{request}", "Requests to the broker, by how many messages they carried."
+)
+_meter.create_observable_counter(
+    "pulsecart.batches", [_observe_batches], "{batch}", "Batches of callers, by how many events they had."
 )
 _meter.create_observable_gauge(
     "pulsecart.messages.in_flight",

@@ -34,12 +34,15 @@ class Telemetry(Unobserved):
         """Observe an HTTP request: not before `start`."""
         return None
 
+    def batch(self, size: int) -> None:
+        """Observe a batch of callers that is about to be answered: not before `start`."""
+
     def start(self) -> None:
         """Begin to observe, if a TracerProvider or a MeterProvider has been set."""
         traces = tracing.Tracing(trace.get_tracer_provider(), self._callers) if tracing.is_on() else None
         if traces or metrics.are_on():
             active = _Active(traces, traces_keys=self._traces_keys)
-            for name in ("rejected", "publishing", "current", "waited", "sending", "watch", "request"):
+            for name in ("rejected", "publishing", "current", "waited", "sending", "watch", "request", "batch"):
                 setattr(self, name, getattr(active, name))  # a call goes there directly
 
 
@@ -73,6 +76,10 @@ class _Active:
     def watch(self, loaded: Loaded) -> None:
         metrics.watch(loaded)
 
+    def batch(self, size: int) -> None:
+        metrics.batch_ended(size)
+        trace.get_current_span().set_attribute("messaging.batch.message_count", size)
+
     def request(self, scope: Any, route: str, *, traced: bool) -> "_Request":
         return _Request(scope, route, self._traces if traced else None)
 
@@ -85,6 +92,11 @@ class _Publishing:
         self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
         self._token = None if context is None else contexts.attach(context)
 
+    def admitted(self) -> None:
+        if self._token is not None:
+            contexts.detach(self._token)
+            self._token = None
+
     def published(self, message_id: str) -> None:
         metrics.event_ended(self._event_type, "published", source=self._source)
         self._span.set_attribute("messaging.message.id", message_id)
@@ -95,8 +107,7 @@ class _Publishing:
         self._end()
 
     def _end(self) -> None:
-        if self._token is not None:
-            contexts.detach(self._token)
+        self.admitted()
         self._span.end()
 
 

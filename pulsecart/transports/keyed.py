@@ -34,7 +34,7 @@ from typing import Any, Self
 
 from attrs import Factory, define, evolve, frozen
 
-from pulsecart.errors import BrokerUnavailable, MessageRefused, Overloaded, PublishError, TransportClosed
+from pulsecart.errors import Aborted, BrokerUnavailable, MessageRefused, Overloaded, PublishError, TransportClosed
 from pulsecart.limits import Batching, Limits
 from pulsecart.message import Message
 from pulsecart.ports import UNOBSERVED, Load, Observer
@@ -452,7 +452,7 @@ class KeyedQueues:
         self._fail(queue, part, failure)
         text = "an earlier event of the same key failed while this one waited"
         log_detail = f"{text}: {failure.log_detail or failure.detail}"
-        self._fail(queue, behind, evolve(failure, detail=text, log_detail=log_detail))
+        self._fail(queue, behind, evolve(failure, kind=Aborted, detail=text, log_detail=log_detail))
 
     def _fail_overdue(self) -> None:
         """Fail the messages whose deadline is over although `send` has not returned. Set the next alarm."""

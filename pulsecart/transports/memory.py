@@ -66,6 +66,13 @@ class MemoryTransport:
                 await self._handler(message)
             return self._keep(message)
 
+    def admit(self, message: Message) -> str | None:
+        """Keep a message and return its message id; see `Admitting`. With a handler, call `publish` instead."""
+        return self._keep(message) if self._handler is None else None
+
+    async def room(self, message: Message) -> None:
+        """Return at once: there is always room."""
+
     def _keep(self, message: Message) -> str:
         if self._closed:
             raise TransportClosed("the memory transport is closed", message=message)

@@ -60,6 +60,31 @@ def test_catalog_matches_the_contract():
     assert load_catalog().topics == ["pulsecart.commerce-events", "pulsecart.system-events", "pulsecart.user-actions"]
 
 
+def test_commerce_types_can_be_left_out(module):
+    """Without the built-in types there are only those of modules, also if a module imports a built-in one."""
+    name = module(
+        "without_commerce",
+        """
+        from pulsecart.events import OrderPlaced
+
+        @event("test.without_commerce", topic="test-topic")
+        @frozen(kw_only=True)
+        class Own(Event):
+            pass
+        """,
+    )
+    assert list(load_catalog([name], commerce=False).event_types) == ["test.without_commerce"]
+    assert len(load_catalog([name]).event_types) == 9
+
+
+def test_catalog_without_any_type_is_refused(module):
+    """Without the built-in types there has to be a module with others."""
+    name = module("only_commerce", "from pulsecart.events import OrderPlaced\n")
+    for modules in ([], [name]):
+        with pytest.raises(DefinitionError, match=r"there are no event types: .*PULSECART_COMMERCE_EVENTS=false"):
+            load_catalog(modules, commerce=False)
+
+
 def test_catalog_lists_its_event_types():
     """The event types and their classes have the same order."""
     catalog = load_catalog()

@@ -2,7 +2,7 @@ import enum
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, NewType, Optional
 
 import attrs
 import pytest
@@ -508,8 +508,14 @@ class Fraction(enum.Enum):
     [
         bytes,
         set[str],
-        tuple[int, ...],
+        tuple,
+        tuple[()],
+        tuple[int, str],
+        Literal[b"a"],
         int | str,
+        Item | int,
+        Item | Payload,
+        NewType("Bytes", bytes),
         dict[int, str],
         Fraction,
         complex,

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 import httpx
 from attrs import Factory, define
@@ -80,3 +81,12 @@ def first_deliveries(event_ids: Iterable[str]) -> dict[str, list[int]]:
         if user:  # ids that the service has generated have no order
             found[user].setdefault(int(number))
     return {user: list(numbers) for user, numbers in found.items()}
+
+
+def longest_wait(load: Load, since: float) -> float:
+    """Return the longest time in seconds, after a moment, in which no event of a user that has more was accepted."""
+    moments: dict[str, list[float]] = defaultdict(lambda: [since])
+    for event_id, moment in load.accepted.items():
+        if moment > since:
+            moments[event_id.rpartition(":")[0]].append(moment)
+    return max((later - earlier for each in moments.values() for earlier, later in pairwise(each)), default=0.0)

@@ -12,16 +12,18 @@ import pytest
 
 from pulsecart import BrokerUnavailable, Limits, Producer, Receipt
 from pulsecart.events import OrderPlaced
-from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport
 from tests.faults.conftest import TOPIC, until
 from tests.faults.load import Load, call, crowd
 from tests.faults.proxy import Proxy, proxy
-from tests.google_login import token_endpoint
-from tests.serving import serving
 from tests.subscriber import subscriber
 
-pytestmark = [pytest.mark.faults, pytest.mark.emulator, pytest.mark.anyio]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.emulator,
+    pytest.mark.anyio,
+    pytest.mark.parametrize("wire", ["rest", "grpc"], indirect=True),
+]
 
 USERS = [f"user-{number}" for number in range(20)]
 
@@ -123,7 +125,7 @@ async def test_rejected_message_among_thousands(start, strictly, judge_by_server
         server.poison = b"poison-pill"
         server.latency = 0.02
         callers = start(crowd(served.url, load, [f"user-{n}" for n in range(100)], 20 * scale))
-        async with httpx.AsyncClient(base_url=served.url) as client:
+        async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
             for number in range(10):
                 body = {
                     "event_type": "order.placed",
@@ -154,51 +156,21 @@ async def test_one_hot_user(strictly, judge_by_server):
         judge_by_server(others, served, server)
 
 
-async def test_token_endpoint_down(start, judged, tmp_path):
+async def test_token_endpoint_down(start, securely, judge_by_server):
     """When tokens expire and cannot be renewed, events get retryable errors until there is a new token."""
     load = Load()
-    with token_endpoint(lifetime=4) as endpoint:
-        machine = endpoint.url.removeprefix("http://")
-        async with strict_pubsub([TOPIC], project="strict", tls=True) as server:
-            options = (
-                "--transport",
-                "pubsub",
-                "--environment",
-                "prod",
-                "--auth",
-                "none",
-                "--project",
-                "strict",
-                "--endpoint",
-                server.host,
-            )
-            service = serving(
-                *options,
-                "--publish-deadline",
-                "2",
-                cwd=tmp_path,
-                CLOUDSDK_CONFIG=str(tmp_path),
-                GCE_METADATA_HOST=machine,
-                GCE_METADATA_IP=machine,
-                GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=server.roots_file,
-                PUBSUB_EMULATOR_HOST="",
-            )
-            served = await asyncio.to_thread(service.__enter__)
-            try:
-                callers = start(crowd(served.url, load, USERS, 40, pause=0.3))
-                await until(lambda: len(load.accepted) > 100)
-                endpoint.down = True
-                await until(lambda: load.refused["503"])
-                endpoint.down = False
-                ended = time.monotonic()
-                await callers
-                delivered = [message.attributes["event_id"] for message in server.confirmed]
-                judged(load, delivered, served.peak_memory_mb, ended)
-            finally:
-                await asyncio.to_thread(service.__exit__, None, None, None)
+    async with securely(lifetime=4) as (served, server, endpoint):
+        callers = start(crowd(served.url, load, USERS, 40, pause=0.3))
+        await until(lambda: len(load.accepted) > 100)
+        endpoint.down = True
+        await until(lambda: load.refused["503"])
+        endpoint.down = False
+        ended = time.monotonic()
+        await callers
+        judge_by_server(load, served, server, ended)
 
 
-async def test_hundreds_of_messages_at_once_on_one_key(start, judged, scale):
+async def test_hundreds_of_messages_at_once_on_one_key(start, judged, wire, scale):
     """With the library, messages published concurrently on a key keep their order when failed ones are retried."""
     emulator, project = os.environ["PUBSUB_EMULATOR_HOST"], f"p-{uuid.uuid4().hex[:12]}"
     load = Load()
@@ -207,7 +179,7 @@ async def test_hundreds_of_messages_at_once_on_one_key(start, judged, scale):
         await asyncio.to_thread(client.subscribe, [TOPIC])
         async with (
             proxy(emulator) as passes,
-            EmulatorTransport(project=project, host=passes.address, limits=Limits(deadline=2)) as transport,
+            EmulatorTransport(project=project, host=passes.address, wire=wire, limits=Limits(deadline=2)) as transport,
         ):
             producer = Producer(transport)
             left = [f"user:{number}" for number in range(500 * scale)]

@@ -42,7 +42,7 @@ def problem(response: httpx.Response, status: int, type_: str) -> dict[str, Any]
     document = response.json()
     assert (response.status_code, document["status"], document["type"]) == (status, status, type_)
     assert response.headers["content-type"] == "application/problem+json"
-    assert document["retryable"] is (status >= 500 or status == 408)
+    assert document["retryable"] is (status >= 500 or status in {408, 429})
     assert document["title"]
     assert document["detail"]
     assert all(fault.keys() == {"pointer", "code", "message"} for fault in document["errors"])

@@ -41,7 +41,13 @@ def test_defaults():
         "client_key_file": "",
         "publish_deadline": 10.0,
         "max_body_bytes": 1_048_576,
+        "max_batch_events": 10_000,
+        "max_batch_bytes": 10_485_760,
+        "max_streams": 8,
+        "min_stream_rate": 1000,
         "body_timeout": 10.0,
+        "commerce_events": "true",
+        "docs": "true",
         "drain_delay": 0.0,
         "max_messages": 10_000,
         "max_bytes": 100_000_000,
@@ -72,6 +78,8 @@ def test_every_setting_is_read_from_its_variable():
         PORT="80",
         PULSECART_WORKERS="2",
         PULSECART_EVENTS="a.b, c ,",
+        PULSECART_COMMERCE_EVENTS="false",
+        PULSECART_DOCS="true",
         GCP_PROJECT_ID="shop",
         PUBSUB_EMULATOR_HOST="localhost:8085",
         PULSECART_ENDPOINT="us-central1-pubsub.googleapis.com:443",
@@ -107,6 +115,8 @@ def test_every_setting_is_read_from_its_variable():
         port=80,
         workers=2,
         events=("a.b", "c"),
+        commerce_events="false",
+        docs="true",
         project="shop",
         emulator_host="localhost:8085",
         endpoint="us-central1-pubsub.googleapis.com:443",
@@ -139,6 +149,13 @@ def test_every_setting_is_read_from_its_variable():
             "b.c": Batching(max_messages=1, max_bytes=1, max_latency=0),
         },
     )
+
+
+@pytest.mark.parametrize(("environment", "docs"), [("dev", "true"), ("staging", "false"), ("prod", "false")])
+def test_documents_are_on_in_development(environment, docs):
+    """The documents are on by default in development only."""
+    shop = {"PULSECART_TRANSPORT": "pubsub", "GCP_PROJECT_ID": "shop", "PULSECART_AUTH": "none"}
+    assert read(ENVIRONMENT=environment, **shop).docs == docs
 
 
 def test_empty_variable_counts_as_not_set():

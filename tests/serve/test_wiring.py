@@ -70,6 +70,8 @@ def test_settings_are_read_from_the_environment_by_default(monkeypatch):
     """create_app() without arguments is a factory for any ASGI server."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     routes: Callable[[], set[str]] = lambda: {route.path for route in create_app().routes}  # noqa: E731
-    assert routes() == {"/events/ingest", "/health", "/livez", "/readyz"}
+    events = {"/events/ingest", "/events/batch", "/events/cloudevents", "/events/validate"}
+    documents = {"/schemas", "/schemas/{event_type:path}", "/openapi.json", "/asyncapi.json"}
+    assert routes() == events | {"/health", "/livez", "/readyz"} | documents
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST")
     assert "/dev/messages" in routes()

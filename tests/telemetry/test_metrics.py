@@ -258,10 +258,42 @@ async def test_load_is_observed(read):
 
 
 @pytest.mark.parametrize(
-    ("count", "name"), [(1, "1"), (2, "2-10"), (10, "2-10"), (11, "11-100"), (100, "11-100"), (101, "101-1000")]
+    ("count", "name"),
+    [
+        (1, "1"),
+        (2, "2-10"),
+        (10, "2-10"),
+        (11, "11-100"),
+        (100, "11-100"),
+        (1000, "101-1000"),
+        (10_000, "1001-10000"),
+        (10_001, "more"),
+    ],
 )
 def test_batch_sizes_fall_into_few_classes(grown, count, name):
     """The label of a request's size is one of four."""
     grown("pulsecart.requests")
     Telemetry().sending("t", count, [], ("h", 1)).ended("")
     assert grown("pulsecart.requests") == points(({"messaging.destination.name": "t", "pulsecart.batch.size": name}, 1))
+
+
+async def test_batches_are_counted_by_size(grown):
+    """A batch counts once, in a class by the number of its events, which are counted one by one."""
+    grown("pulsecart.batches")
+    grown("pulsecart.events")
+    app = create_app(Settings(transport="memory"))
+    event = {"event_type": "order.placed", "user_id": "u", "order_id": "o", "payload": {}}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.post("/events/batch", json=[event] * 50 + [{}])
+        await client.post("/events/batch", json=[event])
+        headers = {"Content-Type": "application/x-ndjson"}
+        await client.post("/events/batch", content=b"", headers=headers)
+    sizes = [({"pulsecart.batch.size": size}, 1) for size in ("11-100", "1", "0")]
+    assert grown("pulsecart.batches") == points(*sizes)
+    placed = {"cloudevents.event_type": "order.placed", "pulsecart.outcome": "published"}
+    missing = {
+        "cloudevents.event_type": metrics.OTHER,
+        "pulsecart.outcome": "refused",
+        "error.type": "MissingEventType",
+    }
+    assert grown("pulsecart.events") == points((placed, 51), (missing, 1))

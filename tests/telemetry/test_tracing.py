@@ -626,3 +626,52 @@ async def test_raising_span_processor_does_not_change_the_answer(spans, order_js
         response = await post(order_json())
     assert response.status_code == 202
     assert "Telemetry raised an exception" in caplog.text
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson"])
+async def test_a_batch_is_one_request_and_a_trace_for_each_event(spans, broker, media_type):
+    """However many events: one request span with their number, and a root for each, linked to the request."""
+    events = [
+        b'{"event_type":"order.placed","user_id":"user-%d","order_id":"o","payload":{}}' % (number % 3)
+        for number in range(300)
+    ]
+    body = b"[%b]" % b",".join(events) if media_type == "application/json" else b"\n".join(events)
+    async with EmulatorTransport(project="test", host=broker.host, observer=Telemetry()) as transport:
+        app = create_app(Settings(transport="memory"), transport=transport)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            response = await client.post("/events/batch", content=body, headers={"Content-Type": media_type})
+    assert response.json()["accepted"] == 300
+    request = spans.one("POST /events/batch")
+    assert request.attributes["messaging.batch.message_count"] == 300
+    assert len(request.links) <= 128
+    creates = spans("create ")
+    assert len(creates) == 300
+    assert {f"{create.context.trace_id:032x}" for create in creates} == {
+        trace_id_of(message.attributes["event_id"]) for message in broker.confirmed
+    }
+    for create in creates:
+        assert create.parent is None
+        assert next(link.context.span_id for link in create.links) == request.context.span_id
+        assert create.attributes["messaging.message.id"]
+        assert [event.name for event in create.events] == ["pulsecart.turn_came"]
+    for message in broker.confirmed:
+        assert message.attributes["traceparent"].split("-")[1] == trace_id_of(message.attributes["event_id"])
+    sends = spans("send ")
+    assert sum(send.attributes["messaging.batch.message_count"] for send in sends) == 300
+
+
+async def test_transport_without_admission_publishes_in_the_events_span(spans):
+    """A transport that is awaited is called with the event's span as the current one."""
+    found = []
+
+    async def handler(message: Message) -> None:
+        await asyncio.sleep(0)
+        context = trace.get_current_span().get_span_context()
+        found.append((f"{context.trace_id:032x}", trace_id_of(message.attributes["event_id"])))
+
+    producer = Producer(MemoryTransport(handler), observer=Telemetry())
+    async for outcome in producer.publish_many(placed(user_id=f"user-{number % 2}") for number in range(6)):
+        assert outcome.message_id
+    assert len(found) == 6
+    assert all(current == event for current, event in found)
+    assert not trace.get_current_span().get_span_context().is_valid

@@ -578,6 +578,19 @@ async def test_slow_handshake_succeeds(secure_server):
         assert await transport.publish(message(1))
 
 
+# With gRPC, several attempts share a connection, so one that comes too late for an attempt is not lost.
+@pytest.mark.parametrize(("wire", "latency"), [("rest", 0.0), ("grpc", 0.0), ("grpc", 0.3)])
+async def test_handshake_slower_than_an_attempt_succeeds(secure_server, wire, latency):
+    """Attempts that time out end neither a handshake that takes longer nor its connection: a later attempt uses it."""
+    secure_server.handshake_delay = 0.8
+    secure_server.latency = latency
+    async with pubsub(secure_server, wire=wire, limits=Limits(deadline=1)) as transport, asyncio.timeout(10):
+        published = ""
+        while not published:
+            with suppress(BrokerUnavailable):
+                published = await transport.publish(message(1))
+
+
 async def test_address_of_a_name_is_looked_up_for_each_connection(server, monkeypatch):
     """When a host name gets another address, new connections go there."""
     loop = asyncio.get_running_loop()
@@ -685,12 +698,13 @@ async def test_page_of_a_proxy_is_no_topic(server, transport):
 
 async def test_grpc_connections_are_counted_and_closed(server, observer, monkeypatch):
     """On the gRPC wire the load has the channels; one that is being replaced is closed with the transport."""
-    monkeypatch.setattr("pulsecart.transports.pubsub.admin.CHECK_SECONDS", 0.1)
     monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.05)
     limits = Limits(deadline=60)
     transport = EmulatorTransport(project="test", host=server.host, wire="grpc", limits=limits, observer=observer)
     async with transport:
         assert observer.connections == Load(connections=4)
+        await transport.check(TOPICS)  # a channel that has not connected yet would not be replaced
+        monkeypatch.setattr("pulsecart.transports.pubsub.admin.CHECK_SECONDS", 0.1)
         server.script.append(asyncio.Event())
         waiting = asyncio.create_task(transport.publish(message(1)))
         await server.received(1)

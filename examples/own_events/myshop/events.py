@@ -7,7 +7,7 @@ from enum import Enum
 from attrs import field, frozen, validators
 
 from pulsecart import Event, event
-from pulsecart.events import non_empty
+from pulsecart.events import described, non_empty
 
 
 class Carrier(Enum):
@@ -44,4 +44,7 @@ class ReviewWritten(Event):
     """The payload has no class, so it may be any JSON object."""
 
     product_id: str = field(validator=non_empty)
-    stars: int = field(validator=[validators.ge(1), validators.le(5)])
+    stars: int = field(
+        validator=[validators.ge(1), validators.le(5)],
+        metadata=described("How much the user likes it.", example=5),  # shown in the documents, see GET /schemas
+    )

@@ -75,6 +75,10 @@ class Publisher:
         published.add_done_callback(self._reachability.tried)
         return published
 
+    async def room(self, message: Message) -> None:
+        """Wait until there is room for a message; see `KeyedQueues.room`."""
+        await self._queues.room(message)
+
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that are missing; see `Transport.check`."""
         topics = list(topics)

@@ -1,6 +1,7 @@
 """The base class of the transports that publish to Pub/Sub, or to its emulator."""
 
 from abc import ABC, abstractmethod
+from asyncio import Future
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -38,6 +39,14 @@ class RemoteTransport(ABC):
     async def publish(self, message: Message) -> str:
         """Publish a message; see `Transport.publish`."""
         return await self._open().publish(message)
+
+    def admit(self, message: Message) -> "Future[str]":
+        """Take a message without waiting; see `Admitting`."""
+        return self._open().publish(message)
+
+    async def room(self, message: Message) -> None:
+        """Wait until there is room for a message; see `Admitting`."""
+        await self._open().room(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return the topics that are missing; see `Transport.check`."""

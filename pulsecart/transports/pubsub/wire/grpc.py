@@ -13,7 +13,7 @@ try:
     import grpc.aio
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
     from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
-    from grpc import StatusCode
+    from grpc import ChannelConnectivity, StatusCode
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the gRPC wire needs {error.name}: pip install 'pulsecart[grpc]'", name=error.name
@@ -50,6 +50,9 @@ _OPTIONS = [
     # Despite its name this limits an attempt to connect. With TLS that takes two round trips, of up to 3 s each.
     ("grpc.min_reconnect_backoff_ms", 8000),
     ("grpc.keepalive_time_ms", 30_000),
+    # The sender retries. gRPC's own retries meet a connection that the server is closing again and again, without a
+    # pause or a limit: that takes hundreds of megabytes and blocks the process.
+    ("grpc.enable_retries", 0),
 ]
 
 Dial = Callable[[], grpc.aio.Channel]
@@ -133,6 +136,7 @@ class GrpcWire:
         self, index: int, stub: Callable[..., Awaitable[Any]], request: object, deadline: float, metadata: Metadata
     ) -> Any:
         channel = self._channels[index]
+        connected = channel.channel.get_state() is ChannelConnectivity.READY
         started = self._loop.time()
         try:
             answer = await stub(request, timeout=min(self._timeout, max(0, deadline - started)), metadata=metadata)
@@ -142,7 +146,8 @@ class GrpcWire:
             if answered:
                 channel.alive_at = self._loop.time()
             elif status is StatusCode.DEADLINE_EXCEEDED:
-                self._replace_suspects(self._channels, started)
+                if connected:  # otherwise connecting may have taken most of the time
+                    self._replace_suspects(self._channels, started)
             elif status is StatusCode.UNAVAILABLE:
                 # gRPC lets calls fail until it tries to connect again. A new channel connects at once.
                 self._replace_suspects([channel], self._loop.time() - RECONNECT_SECONDS)
@@ -153,10 +158,12 @@ class GrpcWire:
     def _replace_suspects(self, suspects: Sequence[_Channel], since: float) -> None:
         """Replace channels on which nothing has been answered since then: the network may have silenced them.
 
-        gRPC would wait for a silent connection until the operating system gives it up.
+        gRPC would wait for a silent connection until the operating system gives it up. A channel that is connecting is
+        left alone: its handshake may take longer than an attempt.
         """
         for index, channel in enumerate(self._channels):
-            if channel in suspects and channel.alive_at < since:
+            connecting = channel.channel.get_state() is ChannelConnectivity.CONNECTING
+            if channel in suspects and channel.alive_at < since and not connecting:
                 self._channels[index] = _Channel(self._dial)
                 # Requests that are in flight on it end within their timeout.
                 closing = asyncio.create_task(channel.channel.close(self._timeout))
@@ -169,12 +176,9 @@ class GrpcWire:
 
     async def aclose(self) -> None:
         """Close all channels."""
-        channels = [*self._closing.values(), *(channel.channel for channel in self._channels)]
-        for closing in self._closing:
-            closing.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        for channel in channels:
+        for channel in [*self._closing.values(), *(each.channel for each in self._channels)]:
             await channel.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
 
 def _request(topic: str, key: str, messages: Sequence[Message]) -> bytes:

@@ -193,13 +193,13 @@ class Pool:
         started = self._loop.time()
         attempt_deadline = min(deadline, started + timeout)
         try:
-            return await connection.exchange(request, attempt_deadline)
-        except _Stale:
-            connection = await self._wait(self._waiters_for_new, attempt_deadline)
             try:
                 return await connection.exchange(request, attempt_deadline)
             except _Stale:
-                raise ResponseFailed("two connections in succession were closed without an answer") from None
+                connection = await self._wait(self._waiters_for_new, attempt_deadline)
+                return await connection.exchange(request, attempt_deadline)
+        except _Stale:
+            raise ResponseFailed("two connections in succession were closed without an answer") from None
         except TimeoutError:
             self._close_suspects(started)
             raise

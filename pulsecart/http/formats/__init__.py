@@ -1,0 +1,1 @@
+"""The forms in which events arrive: content codings, arrays, lines and CloudEvents."""
