@@ -28,7 +28,7 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "deploy", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "browser", "deploy", "lint", "types", "imports", "package", "bench", "nats")
 
 PARALLEL = ("--numprocesses=4", "--dist=loadfile")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
@@ -83,7 +83,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"))
+    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("nats"))
     session.run("mypy")
 
 
@@ -179,6 +179,19 @@ def examples(session: nox.Session) -> None:
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")
+
+
+@nox.session(python=NEWEST)
+def nats(session: nox.Session) -> None:
+    """The example of a third party's transport, against a real NATS server that is killed and started again."""
+    if shutil.which("nats-server") is None and "CI" in os.environ and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run("apt-get", "install", "--yes", "nats-server", external=True, silent=True)
+    if shutil.which("nats-server") is None:
+        unavailable(session, "no nats-server: install Debian's package nats-server")
+    install(session, ".[all]", "./examples/nats_transport", *group("test"), *group("nats"))
+    session.chdir("examples/nats_transport")
+    session.run("pytest", *session.posargs)
 
 
 @nox.session(python=NEWEST)

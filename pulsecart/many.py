@@ -198,6 +198,8 @@ class _Batch:
             await asyncio.wait([before])
             if _holds_up(before):
                 raise _aborted(message)
+        if self._admitting is not None:
+            await self._admitting.room(message)
         return await self._transport.publish(message)
 
     def knows(self, sent: _OnItsWay | Outcome) -> bool:

@@ -11,7 +11,9 @@ from pulsecart.errors import EventTypeNotAllowed, InvalidEvent, MessageTooLarge,
 from pulsecart.events import codec
 from pulsecart.events.base import Event, id_of
 from pulsecart.events.catalog import Catalog, load_catalog
+from pulsecart.guard import guarded
 from pulsecart.ids import new_event_id
+from pulsecart.limits import Limits
 from pulsecart.many import WINDOW, Outcome, failure_of, message_of, publish_many, receipt_of
 from pulsecart.message import REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
@@ -26,6 +28,7 @@ Source = bytes | dict[str, Any] | Event | Prepared | Exception
 """What `publish_many` takes."""
 
 _BY_USER: Mapping[str, Ordering] = {}
+_DEFAULT = Limits()
 _NONE: Mapping[str, str] = {}
 
 
@@ -67,15 +70,16 @@ class Producer:
         new_event_id: IdFactory = new_event_id,
         ordering: Mapping[str, Ordering] = _BY_USER,
         size_limit: SizeLimit = REST_LIMIT,
+        limits: Limits = _DEFAULT,
         observer: Observer = UNOBSERVED,
     ) -> None:
         """Use a transport, which may be opened later, and a catalog (default: `load_catalog()`).
 
         `ordering` maps topics to orderings; other topics are ordered by user. `size_limit` is that of the API that
-        the transport uses.
+        the transport uses. `limits` are those of the guard, if the transport needs one: see `pulsecart.guard`.
         """
         self.catalog = load_catalog() if catalog is None else catalog
-        self._transport = transport
+        self._transport = guarded(transport, limits=limits)
         self._clock = clock
         self._new_event_id = new_event_id
         self._ordering = ordering

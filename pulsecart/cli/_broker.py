@@ -1,8 +1,9 @@
 """The transports of the settings whose broker has topics."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pulsecart.errors import SettingsError
+from pulsecart.ports import Requiring
 from pulsecart.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -13,22 +14,13 @@ __all__ = ["remote_transport"]
 
 def remote_transport(settings: Settings) -> "EmulatorTransport | PubSubTransport":
     """Return the transport of the settings, unopened. Raises `SettingsError`, also without credentials."""
-    if settings.transport == "pubsub":
-        from pulsecart.serve.wiring import pubsub_transport
+    if settings.transport in ("emulator", "pubsub"):
+        from pulsecart.serve.wiring import transport_of
 
-        pubsub = pubsub_transport(settings)
-        pubsub.require()
-        return pubsub
-    if settings.transport == "emulator":
-        from pulsecart.transports import EmulatorTransport
-
-        return EmulatorTransport(
-            project=settings.project,
-            host=settings.emulator_host,
-            wire=settings.wire,
-            limits=settings.limits,
-            topics=settings.topics,
-        )
+        transport = cast("EmulatorTransport | PubSubTransport", transport_of(settings))
+        if isinstance(transport, Requiring):
+            transport.require()
+        return transport
     raise SettingsError(
         [f"the {settings.transport} transport has no topics: set PULSECART_TRANSPORT to pubsub, or to emulator"]
     )

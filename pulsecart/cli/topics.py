@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import click
@@ -137,15 +137,15 @@ async def _provision(  # noqa: PLR0913 (what the command was given, and what was
 
 async def _number_of(settings: Settings) -> str:
     """Look up the number of the project."""
-    from pulsecart.serve.wiring import pubsub_transport
+    from pulsecart.serve.wiring import transport_of
+    from pulsecart.transports.pubsub import PubSubTransport
     from pulsecart.transports.pubsub.wire import WireError
 
     if settings.project.isdecimal():
         return settings.project
     try:
-        async with pubsub_transport(attrs.evolve(settings, endpoint=PROJECTS, connect_to="")).api(
-            PROJECTS_SCOPE
-        ) as api:
+        transport = cast(PubSubTransport, transport_of(attrs.evolve(settings, endpoint=PROJECTS, connect_to="")))
+        async with transport.api(PROJECTS_SCOPE) as api:
             return str((await api.call("GET", f"projects/{settings.project}"))["projectNumber"])
     except (WireError, BrokerUnavailable) as error:
         raise click.ClickException(

@@ -6,13 +6,16 @@ publishing it to memory. Requests take the same path with and without added midd
 
 import logging
 import re
+import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pulsecart.errors import SettingsError
 from pulsecart.http.auth import Guard
 
 _log = logging.getLogger("pulsecart.http")
@@ -100,7 +103,7 @@ class _Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._rest(scope, receive, send)
+            await self._rest(scope, receive, partial(_send_explained, send))
             return
         path = path_of(scope)
         endpoint = self._hot.get((scope["method"], path))
@@ -109,6 +112,14 @@ class _Dispatcher:
             await (endpoint or self._rest)(scope, receive, send)
         else:
             await _observe(observed, endpoint or self._rest, scope, receive, send)
+
+
+async def _send_explained(send: Send, message: Message) -> None:
+    """Send a message of the lifespan. An error that is explained reaches the server without Starlette's traceback."""
+    error = sys.exception()
+    if message["type"] == "lifespan.startup.failed" and isinstance(error, SettingsError):
+        message = {**message, "message": "; ".join(error.problems)}
+    await send(message)
 
 
 async def _observe(observed: RequestObservation, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,10 +16,10 @@ from pulsecart.serve import values
 from pulsecart.serve.hosts import is_listed, is_loopback
 from pulsecart.suggest import nearest
 from pulsecart.transports.pubsub import DEFAULT_CONNECTIONS, DEFAULT_ENDPOINT
+from pulsecart.transports.registry import BUILT_IN
 
-__all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings"]
+__all__ = ["ENVIRONMENTS", "Settings"]
 
-TRANSPORTS = ("memory", "emulator", "pubsub")
 ENVIRONMENTS = ("dev", "staging", "prod")
 
 _DEV_PROJECT = "pulsecart-dev"
@@ -61,7 +61,10 @@ def _number(variable: str, group: str, metavar: str, help: str, bounds: tuple[fl
 
 @frozen(kw_only=True)
 class Settings:
-    """What the service needs to know. Raises `SettingsError` for values that are wrong or contradict each other."""
+    """What the service needs to know. Raises `SettingsError` for values that are wrong or contradict each other.
+
+    `transport` may be empty for an application that is given one.
+    """
 
     environment: str = _choice(
         "ENVIRONMENT", _WHAT, ENVIRONMENTS, "Where it runs: dev, staging or prod.", default="dev"
@@ -110,12 +113,24 @@ class Settings:
         (0.0, 300.0),
         default=0.0,
     )
-    transport: str = _choice(
+    transport: str = _setting(
         "PULSECART_TRANSPORT",
         _WHERE,
-        TRANSPORTS,
-        "Where events go: memory, emulator or pubsub.",
+        f"[{'|'.join(BUILT_IN)}|NAME|MODULE:FACTORY]",
+        "Where events go: memory, emulator, pubsub, another transport that is installed, or a factory in a module.",
+        default="",
+        validator=values.transport,
         shown="in development, emulator if PUBSUB_EMULATOR_HOST is set, else memory on a developer's machine",
+    )
+    transport_options: Mapping[str, str] = _setting(
+        "PULSECART_TRANSPORT_OPTIONS",
+        _WHERE,
+        "NAME=VALUE,...",
+        "Options of a transport that is not one of pulsecart's own, separated by commas.",
+        default={},
+        parse=values.parse_options,
+        validator=values.options,
+        shown="none",
     )
     project: str = _setting(
         "GCP_PROJECT_ID",

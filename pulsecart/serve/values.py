@@ -14,8 +14,9 @@ from pulsecart.access.urls import is_secure, is_url
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Batching
 from pulsecart.serve.hosts import network
-from pulsecart.suggest import closest
+from pulsecart.suggest import closest, nearest
 from pulsecart.transports.pubsub.remote import RESOURCE_NAME
+from pulsecart.transports.registry import is_factory, transport_names
 
 __all__ = [
     "address",
@@ -30,15 +31,18 @@ __all__ = [
     "number",
     "one_of",
     "option",
+    "options",
     "ordering",
     "origins",
     "parse_auth",
     "parse_batching",
+    "parse_options",
     "parse_ordering",
     "parse_topics",
     "project",
     "topics",
     "trace_url",
+    "transport",
 ]
 
 Setting: TypeAlias = "attrs.Attribute[Any]"
@@ -96,6 +100,13 @@ def parse_topics(text: str) -> dict[str, str] | str:
     return dict(pairs) if len(dict(pairs)) == len(pairs) else text
 
 
+def parse_options(text: str) -> dict[str, str] | str:
+    """Parse `name=value,…`."""
+    pairs = [part.partition("=") for part in names(text)]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    return found if len(found) == len(pairs) and all(name and sign for name, sign, _ in pairs) else text
+
+
 def parse_batching(text: str) -> dict[str, Batching] | str:
     """Parse `topic=messages:bytes:milliseconds,…`."""
     found = {}
@@ -136,6 +147,20 @@ def between(low: float, high: float) -> Validator:
             _reject(setting, f"a {'whole ' if whole else ''}number from {low:,} to {high:,}", value)
 
     return validate
+
+
+def transport(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept the name of an installed transport, or of a factory, or an empty string."""
+    if value and not is_factory(value) and value not in (known := transport_names()):
+        hint = nearest(value.lower(), known) or "; a factory in a module is named as package.module:factory"
+        _reject(setting, f"{', '.join(known[:-1])} or {known[-1]}", value, hint)
+
+
+def options(_settings: Any, setting: Setting, value: Any) -> None:
+    """Accept what `parse_options` could parse."""
+    if not isinstance(value, Mapping):
+        variable = setting.metadata["variable"]  # the value may contain a password
+        raise SettingsError([f"{variable} ({option(setting)}) must be name=value, separated by commas, each name once"])
 
 
 def auth(settings: Any, setting: Setting, value: str) -> None:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pulsecart.testing.contract import Delivered, Outage, TransportContract
     from pulsecart.testing.strict import (
         PublishRequest,
         RawAnswer,
@@ -13,10 +14,23 @@ if TYPE_CHECKING:
         strict_pubsub,
     )
 
-__all__ = ["PublishRequest", "RawAnswer", "ReceivedMessage", "StrictPubsub", "http_answer", "strict_pubsub"]
+__all__ = [
+    "Delivered",
+    "Outage",
+    "PublishRequest",
+    "RawAnswer",
+    "ReceivedMessage",
+    "StrictPubsub",
+    "TransportContract",
+    "http_answer",
+    "strict_pubsub",
+]
+
+_CONTRACT = ("Delivered", "Outage", "TransportContract")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("pulsecart.testing.strict"), name)
+    module = "contract" if name in _CONTRACT else "strict"
+    return getattr(import_module(f"{__name__}.{module}"), name)

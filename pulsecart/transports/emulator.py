@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
 from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
+from pulsecart.transports.registry import TransportConfig
 
 if TYPE_CHECKING:
     from pulsecart.transports.pubsub.api import Api
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pulsecart.transports.pubsub.wire.dial import Endpoint
     from pulsecart.transports.pubsub.wire.rest import RestWire
 
-__all__ = ["EmulatorTransport"]
+__all__ = ["EmulatorTransport", "from_config"]
 
 _DEFAULT = Limits()
 _SAME_NAMES: Mapping[str, str] = {}
@@ -97,3 +98,18 @@ class EmulatorTransport(RemoteTransport):
 
         host, port = split_address(self._host)
         return Endpoint(host=host, port=port)
+
+
+def from_config(config: TransportConfig) -> EmulatorTransport:
+    """Return the transport `emulator`."""
+    config.allow_options()
+    return EmulatorTransport(
+        project=config.project,
+        host=config.settings.emulator_host,
+        wire=config.settings.wire,
+        connections=config.settings.connections,
+        limits=config.limits,
+        creates_topics=config.environment == "dev",
+        topics=config.settings.topics,
+        observer=config.observer,
+    )

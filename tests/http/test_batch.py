@@ -191,8 +191,10 @@ class TestArrays:
 
     async def test_defect_fails_alone_and_aborts_nothing(self, capsys):
         """A defect is 500 for its event, retryable, and logged with its traceback."""
-        async with served(fails_when(lambda e: e["payload"]["n"] == 1, RuntimeError("secret"))) as client:
-            document = incomplete(await post(client, [order(n) for n in range(3)]), 503)
+        defective = {"event_type": "defective", "user_id": "u", "payload": {}, "code": "x"}
+        settings = Settings(transport="memory", events=("tests.http.defective",))
+        async with served(settings=settings) as client:
+            document = incomplete(await post(client, [order(0), defective, order(2)]), 503)
         (result,) = document["results"]
         assert (result["index"], result["status"], result["type"], result["retryable"]) == (
             1,

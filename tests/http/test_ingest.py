@@ -244,8 +244,8 @@ async def test_closed_transport_is_503_with_connection_close(order_json):
 
 async def test_unexpected_exception_is_500_without_details(order_json):
     """An unexpected exception is a retryable problem that reveals no internals."""
-    async with served(failing(RuntimeError("secret inside"))) as client:
-        response = await ingest(client, order_json())
+    async with served(settings=Settings(transport="memory", events=("tests.http.defective",))) as client:
+        response = await ingest(client, order_json(event_type="defective", order_id=..., code="x"))
     problem(response, 500, "internal-error")
     assert "secret" not in response.text
 

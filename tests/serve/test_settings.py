@@ -24,6 +24,7 @@ def test_defaults():
     assert read() == Settings(transport="memory")
     assert attrs.asdict(read()) == {
         "transport": "memory",
+        "transport_options": {},
         "environment": "dev",
         "host": "127.0.0.1",
         "port": 8000,

@@ -10,6 +10,7 @@ from pulsecart.errors import SettingsError
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
 from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
+from pulsecart.transports.registry import TransportConfig
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pulsecart.transports.pubsub.wire.dial import Endpoint
     from pulsecart.transports.pubsub.wire.rest import RestWire
 
-__all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireName"]
+__all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireName", "from_config"]
 
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 
@@ -182,3 +183,26 @@ class PubSubTransport(RemoteTransport):
             address=split_address(self._connect_to) if self._connect_to else None,
             proxy=proxy_for(host),
         )
+
+
+def from_config(config: TransportConfig) -> PubSubTransport:
+    """Return the transport `pubsub`."""
+    config.allow_options()
+    settings = config.settings
+    return PubSubTransport(
+        project=config.project,
+        endpoint=settings.endpoint,
+        connect_to=settings.connect_to,
+        wire=settings.wire,
+        connections=settings.connections,
+        roots=Path(settings.ca_file).read_bytes() if settings.ca_file else None,
+        client_certificate=_path(settings.client_certificate_file),
+        client_key=_path(settings.client_key_file),
+        limits=config.limits,
+        topics=settings.topics,
+        observer=config.observer,
+    )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None

@@ -32,6 +32,8 @@ class RemoteTransport(ABC):
     arrive during a request share the next one.
     """
 
+    keeps_deadline = True
+
     _publisher: "Publisher | None" = None
 
     @abstractmethod
