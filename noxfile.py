@@ -28,7 +28,10 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "browser", "deploy", "lint", "types", "imports", "package", "bench")
+
+PARALLEL = ("--numprocesses=4", "--dist=loadfile")
+"""Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
@@ -96,10 +99,10 @@ def tests(session: nox.Session) -> None:
     """Everything that needs no emulator; on the newest Python with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
     if session.python != NEWEST:  # measuring takes a third of the time, and the branches are the same
-        session.run("pytest", "-m", "not emulator", *session.posargs)
+        session.run("pytest", *PARALLEL, "-m", "not emulator and not monitoring", *session.posargs)
         return
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, "-m", "not emulator and not monitoring", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -110,7 +113,7 @@ def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
     session.install("-e", ".[all]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
-    session.run("pytest", "-m", "not emulator", "-W", "default")
+    session.run("pytest", *PARALLEL, "-m", "not emulator and not monitoring", "-W", "default")
 
 
 @nox.session(python=NEWEST)
@@ -148,6 +151,22 @@ def faults(session: nox.Session) -> None:
     install(session, "-e", ".[all]", *group("test"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+
+
+@nox.session(python=NEWEST)
+def monitoring(session: nox.Session) -> None:
+    """A real Prometheus scrapes the service under load, and promtool tests its alerts. Needs Debian's prometheus."""
+    if shutil.which("promtool") is None:
+        unavailable(session, "no promtool: install Debian's package prometheus")
+    install(session, "-e", ".[all]", *group("test"))
+    session.run("pytest", "-m", "monitoring", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def deploy(session: nox.Session) -> None:
+    """The manifests are valid and agree with the service, and the image's steps work without Docker."""
+    install(session, "-e", ".[all]", *group("test"), *group("deploy"))
+    session.run("pytest", "-m", "not monitoring", "tests/deploy", *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -5,6 +5,7 @@ publishing it to memory. Requests take the same path with and without added midd
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -59,6 +60,10 @@ class Application(Starlette):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        for route in self.routes:
+            if isinstance(route, Route):
+                # Its own pattern also matches a path with a line break at the end.
+                route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
         self._hot = hot
         self._guard = guard
         self._observer = observer
@@ -78,9 +83,10 @@ class Application(Starlette):
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path of a request without the prefix that the application is mounted at."""
+    """Return the path of a request without the prefix that the application is mounted at, as Starlette sees it."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if below.startswith("/") or below == "" else path
 
 
 class _Dispatcher:

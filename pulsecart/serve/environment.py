@@ -12,7 +12,7 @@ from dotenv import load_dotenv
 from dotenv.parser import parse_stream
 
 from pulsecart.errors import SettingsError
-from pulsecart.serve.platform import implied_transport
+from pulsecart.serve.platform import implied_host, implied_transport
 from pulsecart.serve.settings import Settings
 from pulsecart.suggest import closest
 
@@ -58,6 +58,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     environment = {name: text for name, text in environment.items() if not _SERVICE_LINK.fullmatch(f"{name}={text}")}
     values, problems = _read(environment)
     problems += _unknown_variables(environment)
+    if not environment.get("PULSECART_HOST"):
+        values["host"] = implied_host(environment)
     if "transport" not in values and not environment.get("PULSECART_TRANSPORT"):
         try:
             values["transport"] = implied_transport(values, environment)

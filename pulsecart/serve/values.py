@@ -15,6 +15,7 @@ from pulsecart.errors import SettingsError
 from pulsecart.limits import Batching
 from pulsecart.serve.hosts import network
 from pulsecart.suggest import closest
+from pulsecart.transports.pubsub.remote import RESOURCE_NAME
 
 __all__ = [
     "address",
@@ -34,7 +35,9 @@ __all__ = [
     "parse_auth",
     "parse_batching",
     "parse_ordering",
+    "parse_topics",
     "project",
+    "topics",
     "trace_url",
 ]
 
@@ -85,6 +88,12 @@ def parse_auth(text: str) -> str:
 def parse_ordering(text: str) -> dict[str, str]:
     """Parse `topic=ordering,…`."""
     return {topic: choice for topic, _, choice in (part.partition("=") for part in names(text))}
+
+
+def parse_topics(text: str) -> dict[str, str] | str:
+    """Parse `topic=name,…`."""
+    pairs = [(topic, name) for topic, _, name in (part.partition("=") for part in names(text))]
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else text
 
 
 def parse_batching(text: str) -> dict[str, Batching] | str:
@@ -207,6 +216,22 @@ def ordering(_settings: Any, setting: Setting, value: Mapping[str, str]) -> None
                 "topic=user, topic=none or topic=shards:N with N from 1 to 9,999, separated by commas",
                 f"{topic}={choice}",
             )
+
+
+def topics(_settings: Any, setting: Setting, value: Any) -> None:
+    """Accept a name that Pub/Sub allows for each topic, and no name twice."""
+    if not isinstance(value, Mapping):
+        _reject(setting, "topic=name, separated by commas, with each topic once", value)
+    for topic, name in value.items():
+        if not RESOURCE_NAME.fullmatch(name):
+            _reject(
+                setting,
+                "topic=name, separated by commas; a name has 3 to 255 letters, digits and -._~+%, begins with a letter "
+                "and not with goog",
+                f"{topic}={name}",
+            )
+    if len(set(value.values())) < len(value):
+        _reject(setting, "topic=name, separated by commas, with each name once", ",".join(value.values()))
 
 
 def batching(_settings: Any, setting: Setting, value: Any) -> None:

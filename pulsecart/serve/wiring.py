@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with export.exporting(telemetry.start), access.opened(), transport:
+        async with _metrics(settings), export.exporting(telemetry.start), access.opened(), transport:
             try:
                 missing = await missing_topics()
                 if admin is not None:
@@ -82,7 +82,12 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
                 _log.warning("The broker is not available yet: %s", error.log_detail)
             else:
                 for topic in missing:
-                    _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
+                    name = settings.topics.get(topic, topic)
+                    _log.warning(
+                        "The topic %s does not exist in project %s: create it, for example with pulsecart topics apply",
+                        name,
+                        settings.project,
+                    )
             async with drain.on_signals():
                 yield
             event_log.flush()
@@ -109,6 +114,18 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
+
+
+@asynccontextmanager
+async def _metrics(settings: Settings) -> AsyncIterator[None]:
+    """Serve /metrics, if there is a port for it. Raises `SettingsError` if the port is taken."""
+    if not settings.metrics_port:
+        yield
+        return
+    from pulsecart.telemetry.prometheus import exposed  # noqa: PLC0415 (an optional dependency)
+
+    with exposed(settings.metrics_host, settings.metrics_port):
+        yield
 
 
 def _events(  # noqa: PLR0913 (the parts)
@@ -185,6 +202,7 @@ def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, 
                 connections=settings.connections,
                 limits=settings.limits,
                 creates_topics=creates_topics,
+                topics=settings.topics,
                 observer=observer,
             )
             return emulator, emulator if creates_topics else None
@@ -204,6 +222,7 @@ def pubsub_transport(settings: Settings, observer: Observer = UNOBSERVED) -> Pub
         client_certificate=_path(settings.client_certificate_file),
         client_key=_path(settings.client_key_file),
         limits=settings.limits,
+        topics=settings.topics,
         observer=observer,
     )
 

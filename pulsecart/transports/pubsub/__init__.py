@@ -1,6 +1,8 @@
 """Google Cloud Pub/Sub."""
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +14,19 @@ from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransp
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
+    from pulsecart.transports.pubsub.api import Api
     from pulsecart.transports.pubsub.publisher import Publisher
+    from pulsecart.transports.pubsub.tokens import Tokens
     from pulsecart.transports.pubsub.wire import Wire
+    from pulsecart.transports.pubsub.wire.dial import Endpoint
+    from pulsecart.transports.pubsub.wire.rest import RestWire
 
 __all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireName"]
 
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 
 _DEFAULT = Limits()
+_SAME_NAMES: Mapping[str, str] = {}
 
 
 class PubSubTransport(RemoteTransport):
@@ -36,6 +43,8 @@ class PubSubTransport(RemoteTransport):
     `credentials` default to Application Default Credentials. If there are none, opening raises
     `google.auth.exceptions.DefaultCredentialsError`. While no token can be fetched, publishing raises
     `BrokerUnavailable`.
+
+    `topics` maps the topics of messages to what they are called in the project, as far as the names differ.
 
     `roots` are the root certificates to trust, as PEM; the default is the system's (REST), or gRPC's own. For mutual
     TLS, `client_certificate` is a PEM file with a certificate and its chain, and `client_key` one with its private key.
@@ -54,6 +63,7 @@ class PubSubTransport(RemoteTransport):
         client_certificate: Path | None = None,
         client_key: Path | None = None,
         limits: Limits = _DEFAULT,
+        topics: Mapping[str, str] = _SAME_NAMES,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._project = project
@@ -66,6 +76,7 @@ class PubSubTransport(RemoteTransport):
         self._client_certificate = client_certificate
         self._client_key = client_key
         self._limits = limits
+        self._topics = topics
         self._observer = observer
 
     def require(self) -> None:
@@ -93,14 +104,11 @@ class PubSubTransport(RemoteTransport):
 
     async def _connect(self) -> "Publisher":
         from pulsecart.transports.pubsub.publisher import Publisher
-        from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+        from pulsecart.transports.pubsub.tokens import SCOPE
         from pulsecart.transports.pubsub.wire.dial import split_address
 
-        credentials = self._credentials
-        if credentials is None:
-            credentials = await asyncio.to_thread(default_credentials)
+        tokens = await self._make_tokens(SCOPE)
         wire = self._make_wire()
-        tokens = Tokens(credentials)
         try:
             await tokens.open()
             return Publisher(
@@ -110,17 +118,43 @@ class PubSubTransport(RemoteTransport):
                 limits=self._limits,
                 tokens=tokens,
                 observer=self._observer,
+                names=self._topics,
             )
         except BaseException:
             await tokens.aclose()
             await wire.aclose()
             raise
 
+    @asynccontextmanager
+    async def api(self, scope: str = "https://www.googleapis.com/auth/pubsub") -> "AsyncIterator[Api]":
+        """Give access to the REST API at the endpoint, whether this transport is open or not.
+
+        `scope` is what its access tokens are for.
+        """
+        from pulsecart.transports.pubsub.api import CALL_SECONDS, Api
+
+        tokens = await self._make_tokens(scope)
+        wire = self._make_rest(CALL_SECONDS)
+        try:
+            await tokens.open()
+            yield Api(wire, tokens)
+        finally:
+            await tokens.aclose()
+            await wire.aclose()
+
+    async def _make_tokens(self, scope: str) -> "Tokens":
+        from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+
+        credentials = self._credentials
+        if credentials is None:
+            credentials = await asyncio.to_thread(default_credentials, scope)
+        return Tokens(credentials, scope)
+
     def _make_wire(self) -> "Wire":
-        certificate, key = self._client_certificate, self._client_key
         if self._wire == "grpc":
             from pulsecart.transports.pubsub.wire.grpc import GrpcWire, secure
 
+            certificate, key = self._client_certificate, self._client_key
             dial = secure(
                 self._endpoint,
                 address=self._connect_to,
@@ -129,15 +163,22 @@ class PubSubTransport(RemoteTransport):
                 key=(key or certificate).read_bytes() if certificate else None,
             )
             return GrpcWire(dial, timeout=self._limits.attempt_timeout)
-        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
+        return self._make_rest(self._limits.attempt_timeout)
+
+    def _make_rest(self, timeout: float) -> "RestWire":
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
+        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout)
+
+    def endpoint(self) -> "Endpoint":
+        """Return how connections for REST are made: address, TLS and proxy."""
+        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
+
         host, port = split_address(self._endpoint)
-        endpoint = Endpoint(
+        return Endpoint(
             host=host,
             port=port,
-            tls=make_tls(roots=self._roots, certificate=certificate, key=key),
+            tls=make_tls(roots=self._roots, certificate=self._client_certificate, key=self._client_key),
             address=split_address(self._connect_to) if self._connect_to else None,
             proxy=proxy_for(host),
         )
-        return RestWire(endpoint, connections=self._connections, timeout=self._limits.attempt_timeout)

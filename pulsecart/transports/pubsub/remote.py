@@ -1,5 +1,6 @@
 """The base class of the transports that publish to Pub/Sub, or to its emulator."""
 
+import re
 from abc import ABC, abstractmethod
 from asyncio import Future
 from collections.abc import Iterable
@@ -12,13 +13,16 @@ from pulsecart.message import Message
 if TYPE_CHECKING:
     from pulsecart.transports.pubsub.publisher import Publisher
 
-__all__ = ["RemoteTransport", "WireName"]
+__all__ = ["DEFAULT_CONNECTIONS", "RESOURCE_NAME", "RemoteTransport", "WireName"]
 
 WireName = Literal["rest", "grpc"]
 """How requests get to Pub/Sub: its REST API, or its gRPC API by Google's client."""
 
 DEFAULT_CONNECTIONS = 64
 """Maximum number of HTTP connections. With 20 ms for a request, 64 carry 3,200 requests a second."""
+
+RESOURCE_NAME = re.compile(r"(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII)
+"""The names of topics and subscriptions (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names)."""
 
 
 class RemoteTransport(ABC):
