@@ -31,7 +31,7 @@ def messages(transport: Inspectable) -> Callable[[Request], Awaitable[Response]]
         if unknown := [name for name in request.query_params if name not in _FILTERS]:
             return Problem(
                 status=400,
-                type="bad-request",
+                type="malformed-request",
                 title="Unknown filter",
                 detail=f"There is no filter {unknown[0][:100]!r}. The filters are {', '.join(_FILTERS)}.",
             ).response()

@@ -36,7 +36,7 @@ def _raised(error: EventError | PublishError) -> Problem:
 
 PROBLEMS: Mapping[str, tuple[str, Problem]] = {
     "malformed-request": (
-        "The request is not valid HTTP, or a header is invalid.",
+        "The request is not valid HTTP, or a header or a parameter of the query is invalid.",
         Problem(
             status=400,
             type="malformed-request",
@@ -54,15 +54,6 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
             MissingEventType(
                 "The event has no event_type.", [Fault("/event_type", "missing", "is required, but missing")]
             )
-        ),
-    ),
-    "bad-request": (
-        "A parameter of the query is unknown.",
-        Problem(
-            status=400,
-            type="bad-request",
-            title="Unknown filter",
-            detail="There is no filter 'user'. The filters are topic, event_type, event_id, user_id.",
         ),
     ),
     "unauthenticated": (
@@ -583,7 +574,7 @@ OPERATIONS = [
                 None,
             )
         },
-        problems=("bad-request", "forbidden-host"),
+        problems=("forbidden-host",),
     ),
     Operation(
         path="/dev/messages",
