@@ -743,7 +743,7 @@ async def test_connection_close_is_respected(body):
     """A client that sends Connection: close gets it in the answer, after which the connection is closed."""
     async with running(Echo(), keep_alive=60) as service:
         client = await service.connect()
-        client.writer.write(b"POST / HTTP/1.1\r\nConnection: close\r\n" + body)
+        client.writer.write(POST + b"Connection: close\r\n" + body)
         assert (await client.answer())[1]["connection"] == "close"
         assert await client.closed()
 
