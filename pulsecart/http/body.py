@@ -126,7 +126,7 @@ class Bodies:
         finally:
             self._arriving -= counted
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return decoded(body, coding, limit) if coding else body
+        return await decoded(body, coding, limit) if coding else body
 
     def stream(self, receive: Receive, coding: str) -> "Stream":
         """Return a body of any size, to be read piece by piece."""
