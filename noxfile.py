@@ -30,7 +30,7 @@ OLDEST = PYTHONS[0]
 LOCK = "requirements/lock.txt"
 LOCKED_GROUPS = ("test", "api", "browser", "deploy", "lint", "types", "imports", "package", "bench", "nats")
 
-PARALLEL = ("--numprocesses=4", "--dist=worksteal")
+PARALLEL = ("--numprocesses=4", "--dist=loadfile")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
@@ -99,10 +99,19 @@ def tests(session: nox.Session) -> None:
     """Everything that needs no emulator; on the newest Python with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
     if session.python != NEWEST:  # measuring takes a third of the time, and the branches are the same
-        session.run("pytest", *PARALLEL, "-m", "not emulator and not monitoring", *session.posargs)
+        session.run("pytest", *PARALLEL, "-m", "not emulator and not faults and not monitoring", *session.posargs)
         return
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *PARALLEL, "-m", "not emulator and not monitoring", *session.posargs)
+    session.run(
+        "coverage",
+        "run",
+        "-m",
+        "pytest",
+        *PARALLEL,
+        "-m",
+        "not emulator and not faults and not monitoring",
+        *session.posargs,
+    )
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -113,7 +122,7 @@ def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
     session.install("-e", ".[all]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
-    session.run("pytest", *PARALLEL, "-m", "not emulator and not monitoring", "-W", "default")
+    session.run("pytest", *PARALLEL, "-m", "not emulator and not faults and not monitoring", "-W", "default")
 
 
 @nox.session(python=NEWEST)
