@@ -22,6 +22,7 @@ from pulsecart import (
     Producer,
     PublishError,
     Receipt,
+    unordered,
 )
 from pulsecart.events import OrderPlaced
 from pulsecart.ports import Load, Unobserved
@@ -848,3 +849,13 @@ async def test_upload_that_waits_for_its_turn_ends_with_the_transport(server, mo
         uploading = asyncio.create_task(upload())
         await server.received(1)
     assert [isinstance(outcome, PublishError) for outcome in await uploading] == [True] * 5
+
+
+async def test_upload_without_order_is_published(server):
+    """Messages of a batch without an ordering key do not wait for a key's turn."""
+    server.topics.add("projects/test/topics/pulsecart.commerce-events")
+    async with EmulatorTransport(project="test", host=server.host, connections=2) as transport:
+        producer = Producer(transport, ordering={"pulsecart.commerce-events": unordered})
+        events = [OrderPlaced(user_id=f"user-{n}", order_id="o", payload={}) for n in range(50)]
+        assert [type(outcome) async for outcome in producer.publish_many(events)] == [Receipt] * 50
+    assert {m.ordering_key for m in server.confirmed} == {""}

@@ -540,3 +540,13 @@ async def test_renewal_of_a_rejected_token_fails(endpoint, caplog):
         await tokens.renew(tokens.metadata)
         assert tokens.metadata == bearer("token-1")
     assert caplog.messages == ["cannot get a new access token: RefreshError: it is down: None"]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://tokens.test/", "tokens.test"])
+async def test_token_is_fetched_by_http_only(url):
+    """Credentials whose token endpoint is no URL of HTTP get no token, and the reason is logged."""
+    credentials = Credentials(None, refresh_token="r", token_uri=url, client_id="c", client_secret="s")
+    async with opened(credentials) as tokens:
+        with pytest.raises(BrokerUnavailable) as caught:
+            _ = tokens.metadata
+    assert "is no URL of HTTP" in caught.value.log_detail
