@@ -70,3 +70,8 @@ def order() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def order_json(order: Callable[..., dict[str, Any]]) -> Callable[..., bytes]:
     return lambda **changes: json.dumps(order(**changes)).encode()
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long values by their argument: compressed ones have the time in them, and workers must agree on names."""
+    return argname if isinstance(val, bytes | str) and len(val) > 60 else None
