@@ -70,7 +70,7 @@ class Shop:
 
 
 def test_caller_may_not_send_an_instance_of_another_type(producer):
-    """Instances follow the rules of documents; what is no event at all is invalid."""
+    """Instances follow the rules of documents; an object that is not an event is invalid."""
 
     class Undeclared(Event):
         pass

@@ -269,7 +269,7 @@ async def test_wait_ends_when_the_service_stops(order_json):
     ],
 )
 async def test_invalid_wait_or_count_is_400(client, query):
-    """A wait over 60 seconds, and what is no number, is a malformed request whose detail names the parameter."""
+    """A wait over 60 seconds or a value that is not a number is a malformed request; the detail names the parameter."""
     document = problem(await client.get(f"/dev/messages?{query}"), 400, "malformed-request")
     assert document["detail"].startswith(f"{query.partition('=')[0]} must be")
     assert len(document["detail"]) < 200

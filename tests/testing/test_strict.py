@@ -758,7 +758,7 @@ async def test_post_without_length_is_411(peer):
     "sent", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nHost : x\r\nA\x00: b\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\n\r\n"]
 )
 async def test_what_is_no_http_is_400(peer, sent):
-    """What is no HTTP/1.1 request gets 400, and the connection closes."""
+    """Bytes that are not an HTTP/1.1 request get 400, and the connection closes."""
     reader, writer = peer
     writer.write(sent)
     async with asyncio.timeout(10):
