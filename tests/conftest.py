@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,13 @@ from pulsecart.telemetry import logs
 # These have requirements of their own, which nox -s api and nox -s browser install.
 collect_ignore = [] if find_spec("schemathesis") else ["api"]
 collect_ignore += [] if find_spec("selenium") else ["browser"]
+
+
+# A shell ignores these in its background jobs, and the processes that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

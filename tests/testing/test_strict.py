@@ -985,3 +985,25 @@ async def test_tls_needs_cryptography(without):
     without("cryptography", "pulsecart.testing.strict.certificate")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'pulsecart\[testing\]'"):
         await strict_pubsub([], tls=True).__aenter__()
+
+
+async def test_grpc_connection_that_arrives_too_late_is_closed(monkeypatch):
+    """If the gRPC server has just ended, a connection to it is closed, which is no defect of the script."""
+
+    async def refuse(*_arguments: object, **_options: object) -> None:
+        raise ConnectionRefusedError
+
+    def connect(host: str) -> bytes:
+        address, _, port = host.rpartition(":")
+        with socket.create_connection((address, int(port)), timeout=10) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            try:
+                return connection.recv(1)
+            except ConnectionResetError:
+                return b""
+
+    async with strict_pubsub(["orders"]) as server:
+        assert server.grpc_host
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+        assert await asyncio.to_thread(connect, server.host) == b""
+        monkeypatch.undo()

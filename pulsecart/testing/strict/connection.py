@@ -253,7 +253,11 @@ class Connection(asyncio.Protocol):
             client.abort()
             raise
         loop = asyncio.get_running_loop()
-        grpc, _ = await loop.create_connection(lambda: _Pipe(client), "127.0.0.1", port)
+        try:
+            grpc, _ = await loop.create_connection(lambda: _Pipe(client), "127.0.0.1", port)
+        except OSError:  # the gRPC server has just ended
+            client.abort()
+            return
         self.server.numbers["{}:{}".format(*grpc.get_extra_info("sockname"))] = self._number
         grpc.write(data)
         client.set_protocol(_Pipe(grpc, self))
