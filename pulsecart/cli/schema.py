@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import click
+import msgspec
 
 from pulsecart.cli._settings import usage_error
 from pulsecart.errors import DefinitionError, SettingsError
@@ -172,7 +173,7 @@ def _schemas(folder: Path) -> dict[str, Mapping[str, Any]]:
 def _json(path: Path) -> Any:
     try:
         return decode_value(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, msgspec.DecodeError) as error:  # the oldest msgspec's is no ValueError
         raise _NothingToCompare(f"{path} is not JSON: {error}") from None
 
 
