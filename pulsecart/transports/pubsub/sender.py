@@ -81,7 +81,7 @@ class Sender:
                     lambda metadata: publish(path, key, messages, deadline, metadata), deadline
                 )
             except BrokerUnavailable as error:  # there is no token, or the topic could not be created
-                failure = Failure(BrokerUnavailable, str(error), error.log_detail, error.error_type)
+                current = Failure(BrokerUnavailable, str(error), error.log_detail, error.error_type)
             except WireError as error:
                 current = _failure(error, topic, self._admin.described(topic))
                 missing = self._creates_topics and error.status == "NOT_FOUND"
@@ -90,9 +90,9 @@ class Sender:
                 if error.retry_after and self._loop.time() + error.retry_after >= deadline:
                     return current
                 wait = max(wait, error.retry_after)
-                # An attempt that the deadline has cut short says less than the one before it.
-                failure = current if failure is None or self._loop.time() < deadline else failure
-            sending.attempt_failed(failure.error_type)
+            # An attempt that the deadline has cut short says less than the one before it.
+            failure = current if failure is None or self._loop.time() < deadline else failure
+            sending.attempt_failed(current.error_type)
             await asyncio.sleep(min(wait, max(0, deadline - self._loop.time())))
             backoff = min(2 * backoff, LONGEST_BACKOFF)
         last = failure or Failure(BrokerUnavailable, "no attempt was left", error_type="BrokerUnavailable")
