@@ -154,12 +154,11 @@ class _Batch:
                 sent = self._admit(message)
         except PublishError as error:
             publishing.failed(error)
-            failure = failure_of(error, message)
             if error.retryable and message.ordering_key:
                 self._failed.add((message.topic, message.ordering_key))
             if error.retryable and not isinstance(error, Aborted):
-                self.refused = failure
-            return failure
+                self.refused = error
+            return failure_of(error, message)
         except BaseException as error:
             publishing.failed(error)
             if isinstance(error, Exception):

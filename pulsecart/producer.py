@@ -139,10 +139,9 @@ class Producer:
             message_id = await self._transport.publish(message)
         except PublishError as error:
             publishing.failed(error)
-            failure = failure_of(error, message)
-            if failure is error:
+            if error.message is not None:
                 raise
-            raise failure from error
+            raise failure_of(error, message) from error  # a local name for it would keep it, and the message, alive
         except BaseException as error:
             publishing.failed(error)
             raise

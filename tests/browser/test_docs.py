@@ -20,7 +20,8 @@ def test_docs_send_an_event(page, service, client):
     """The form of an event type publishes an event."""
     page.open(f"{service.url}/docs")
     page.one("[id='event-order.placed'] details summary").click()
-    page.run("document.querySelector(\"[id='event-order.placed'] button.primary\").click()")
+    send = page.one("[id='event-order.placed'] button.primary")  # it comes with the form, after the click
+    page.run("arguments[0].click()", send)
     page.until_text("accepted", "[id='event-order.placed'] .answer")
     assert '"total": 89.90,' in client.get("/dev/messages").text
 
@@ -42,11 +43,11 @@ def test_docs_send_a_request(page, service, client):
     page.run("arguments[0].requestSubmit()", batch)
     page.until(lambda: '"accepted": 2' in page.run("return arguments[0].innerText", batch))
     assert len(client.get("/dev/messages").json()["messages"]) == 2
-    schema = page.run("return find('/schemas/{event_type}').querySelector('form.try')")
+    schema = page.until(lambda: page.run("return find('/schemas/{event_type}').querySelector('form.try')"))
     schema.find_element("css selector", "input").send_keys("order.plased")
     page.run("arguments[0].requestSubmit()", schema)
     page.until(lambda: "did you mean 'order.placed'?" in page.run("return arguments[0].innerText", schema))
-    messages = page.run("return find('/dev/messages').querySelector('form.try')")
+    messages = page.until(lambda: page.run("return find('/dev/messages').querySelector('form.try')"))
     messages.find_element("css selector", "input").send_keys("pulsecart.commerce-events")
     page.run("arguments[0].requestSubmit()", messages)
     page.until(lambda: '"messages"' in page.run("return arguments[0].innerText", messages))

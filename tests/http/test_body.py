@@ -1,6 +1,7 @@
 """Reading request bodies: limits of size and time, and of the bytes held by all requests."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import pytest
 from pulsecart import Message
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
+from pulsecart.testing.strict import strict_pubsub
 from pulsecart.transports import MemoryTransport
 from tests.http.client import POST, ingest, problem, served
 
@@ -119,6 +121,29 @@ async def test_waiting_events_over_half_of_max_bytes_are_503(order_json):
         assert "the limit is 5,000,000" in problem(refused, 503, "overloaded")["detail"]
         gate.set()
         assert (await waiting).status_code == 202
+
+
+async def test_failed_events_are_freed_at_once(order_json):
+    """An event that could not be published takes no memory until the next garbage collection: many do in an outage."""
+    async with strict_pubsub(["pulsecart.commerce-events"], project="strict") as server:
+        server.script.extend([asyncio.Event()] * 1000)  # no request is answered
+        settings = Settings(
+            transport="emulator",
+            emulator_host=server.host,
+            project="strict",
+            publish_deadline=0.5,
+            max_bytes=10_000_000,
+        )
+        async with served(settings=settings) as client:
+            gc.collect()
+            gc.disable()
+            try:
+                bodies = [order_json(user_id=f"u{user}", payload={"x": "y" * 900_000}) for user in range(20)]
+                answers = await asyncio.gather(*(ingest(client, body) for body in bodies))
+                assert {answer.json()["type"] for answer in answers} == {"overloaded", "broker-unavailable"}
+                assert not [each for each in gc.get_objects() if isinstance(each, Message) and len(each.data) > 900_000]
+            finally:
+                gc.enable()
 
 
 async def chunks(body: bytes, size: int) -> AsyncIterator[bytes]:

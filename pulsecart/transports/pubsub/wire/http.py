@@ -79,12 +79,13 @@ class _Connection(asyncio.Protocol):
         """
         if self.transport.is_closing():
             raise _Stale
-        waiter = self._waiter = self._loop.create_future()
+        # No local name for it: its error would keep this frame, which would keep the error and the request.
+        self._waiter = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._expire)
         try:
             for part in request:
                 self.transport.write(part)
-            answer: Answer = await waiter
+            answer: Answer = await self._waiter
         except BaseException:
             self.transport.abort()
             raise
@@ -220,6 +221,8 @@ class Pool:
             if isinstance(error, TimeoutError):
                 raise ConnectFailed("no connection became free in time") from None
             raise
+        finally:
+            del waiter  # its error would keep this frame, which would keep the error and the request
 
     def _grow(self) -> None:
         """Open as many connections as requests wait for, within the limits."""
