@@ -1,7 +1,9 @@
 """`/dev/messages`: lists the messages that the memory transport keeps. For development only."""
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,6 +21,12 @@ _HOST = re.compile(r"(?:\[(.+)\]|([^:]+))(?::[0-9]*)?")
 
 _NOT_LISTED = "is neither loopback nor listed in PULSECART_DEV_HOSTS."
 
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_COUNT = re.compile(r"[0-9]{1,9}")
+
+_MAX_WAIT = 60.0
+"""Maximum value of `wait` in seconds."""
+
 _FILTERS: dict[str, Callable[[PublishedMessage], Any]] = {
     "topic": lambda message: message.topic,
     "event_type": lambda message: message.attributes["event_type"],
@@ -29,6 +37,10 @@ _FILTERS: dict[str, Callable[[PublishedMessage], Any]] = {
 
 def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint: GET lists the messages, newest last, filtered by the query; DELETE removes all of them.
+
+    With `after`, a message id, GET lists the messages that were published after that one; all of them if it is not
+    there (any more). With `wait` and `count`, it answers once there are `count` messages in the list, and after `wait`
+    seconds at the latest.
 
     Requests from other hosts than `may_use_dev` allows are rejected; see `Settings.may_use_dev`.
     """
@@ -44,13 +56,27 @@ def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Call
         if request.method == "DELETE":
             transport.clear()
             return Response(status_code=204)
-        if unknown := [name for name in request.query_params if name not in _FILTERS]:
+        filters = dict(request.query_params)
+        after, wait, count = filters.pop("after", ""), filters.pop("wait", "0"), filters.pop("count", "1")
+        if unknown := [name for name in filters if name not in _FILTERS]:
             return Problem(
                 status=400,
                 type="bad-request",
                 title="Unknown filter",
                 detail=f"There is no filter {unknown[0][:100]!r}. The filters are {', '.join(_FILTERS)}.",
             ).response()
+        if not _SECONDS.fullmatch(wait) or float(wait) > _MAX_WAIT:
+            return _malformed(f"wait must be a number of seconds from 0 to {_MAX_WAIT:g}, not {wait[:100]!r}.")
+        if not _COUNT.fullmatch(count):
+            return _malformed(f"count must be a whole number of at most 9 digits, not {count[:100]!r}.")
+
+        def matches(message: PublishedMessage) -> bool:
+            return all(_FILTERS[name](message) == value for name, value in filters.items())
+
+        def find() -> list[PublishedMessage]:
+            return [message for message in _after(transport.messages, after) if matches(message)]
+
+        await _until(lambda: len(find()) >= int(count), float(wait), transport, matches)
         found = [
             {
                 "topic": message.topic,
@@ -59,12 +85,39 @@ def messages(transport: Inspectable, may_use_dev: Callable[[str], bool]) -> Call
                 "attributes": message.attributes,
                 "data": msgspec.Raw(message.data),  # as published, digit for digit
             }
-            for message in transport.messages
-            if all(_FILTERS[name](message) == value for name, value in request.query_params.items())
+            for message in find()
         ]
         return Response(msgspec.json.encode({"messages": found}), media_type="application/json")
 
     return endpoint
+
+
+def _malformed(detail: str) -> Response:
+    return Problem(status=400, type="malformed-request", title="The query is invalid", detail=detail).response()
+
+
+def _after(messages: Sequence[PublishedMessage], message_id: str) -> Sequence[PublishedMessage]:
+    """Return what was published after a message; everything if it is not in the list."""
+    ids = [message.message_id for message in messages] if message_id else []
+    return messages[ids.index(message_id) + 1 :] if message_id in ids else messages
+
+
+async def _until(
+    enough: Callable[[], bool], seconds: float, transport: Inspectable, matches: Callable[[PublishedMessage], bool]
+) -> None:
+    """Wait until there are enough messages, but at most some seconds. That is judged when a matching one arrives."""
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def listen(message: PublishedMessage) -> None:
+        if matches(message):
+            loop.call_soon_threadsafe(arrived.set)
+
+    with transport.listening(listen), suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not enough():
+                arrived.clear()
+                await arrived.wait()
 
 
 def _forbidden(request: Request, may_use_dev: Callable[[str], bool]) -> str:

@@ -1,6 +1,8 @@
 """The development routes: what they show, and to whom."""
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -173,3 +175,95 @@ async def test_delete_empties_the_list(client, order_json):
     await ingest(client, order_json())
     assert (await client.delete("/dev/messages")).status_code == 204
     assert (await client.get("/dev/messages")).json() == {"messages": []}
+
+
+def event_ids(response: httpx.Response) -> list[str]:
+    return [message["attributes"]["event_id"] for message in response.json()["messages"]]
+
+
+@pytest.mark.parametrize("query", ["wait=30&count=2", "wait=30&count=2&event_type=order.placed&user_id=u1"])
+async def test_wait_answers_once_enough_messages_match(client, order_json, query):
+    """Messages that are there already count, those that do not match do not; the answer comes with the last needed."""
+    await ingest(client, order_json(event_id="1"))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        waiting = group.create_task(client.get(f"/dev/messages?{query}"))
+        if "user_id" in query:
+            await ingest(client, order_json(event_id="other", user_id="u2"))
+            done, _ = await asyncio.wait({waiting}, timeout=0.1)
+            assert not done
+        await ingest(client, order_json(event_id="2"))
+    assert event_ids(waiting.result()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("query", ["wait=30", "wait=30&count=1", "wait=30&count=0", "count=9", "wait=0&count=9"])
+async def test_wait_answers_at_once_if_there_are_enough_or_it_is_0(client, order_json, query):
+    """The default is to wait for one message, and for no time."""
+    await ingest(client, order_json(event_id="1"))
+    async with asyncio.timeout(20):
+        assert event_ids(await client.get(f"/dev/messages?{query}")) == ["1"]
+
+
+async def test_wait_ends_with_what_is_there(client, order_json):
+    """After `wait` seconds the answer has the messages that are there, although they are fewer than `count`."""
+    await ingest(client, order_json(event_id="1"))
+    started = time.monotonic()
+    assert event_ids(await client.get("/dev/messages?wait=0.3&count=2")) == ["1"]
+    assert 0.29 < time.monotonic() - started < 20
+
+
+async def test_messages_that_are_cleared_do_not_count(client, order_json):
+    """A message that is deleted during the wait no longer counts."""
+    await ingest(client, order_json(event_id="1"))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        waiting = group.create_task(client.get("/dev/messages?wait=30&count=2"))
+        await asyncio.wait({waiting}, timeout=0.1)
+        await client.delete("/dev/messages")
+        for event_id in ("2", "3"):
+            await ingest(client, order_json(event_id=event_id))
+    assert event_ids(waiting.result()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(("after", "expected"), [("", "123"), ("1", "23"), ("3", ""), ("99", "123"), ("x", "123")])
+async def test_after_continues_a_list(client, order_json, after, expected):
+    """`after` gives what was published after a message; everything if that is not there any more."""
+    for number in (1, 2, 3):
+        await ingest(client, order_json(event_id=str(number)))
+    assert event_ids(await client.get(f"/dev/messages?after={after}")) == list(expected)
+
+
+async def test_wait_after_a_message(client, order_json):
+    """With `after`, only what follows counts."""
+    await ingest(client, order_json(event_id="1"))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        waiting = group.create_task(client.get("/dev/messages?after=1&wait=30"))
+        done, _ = await asyncio.wait({waiting}, timeout=0.1)
+        assert not done
+        await ingest(client, order_json(event_id="2"))
+    assert event_ids(waiting.result()) == ["2"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "wait=60.1",
+        "wait=61",
+        "wait=1e1",
+        "wait=nan",
+        "wait=inf",
+        "wait=-1",
+        "wait=",
+        "wait=%D9%A3",
+        "wait=five",
+        f"wait={'9' * 5000}",
+        "count=-1",
+        "count=1.5",
+        "count=",
+        "count=two",
+        f"count={'9' * 5000}",
+    ],
+)
+async def test_invalid_wait_or_count_is_400(client, query):
+    """A wait over 60 seconds, and what is no number, is a malformed request whose detail names the parameter."""
+    document = problem(await client.get(f"/dev/messages?{query}"), 400, "malformed-request")
+    assert document["detail"].startswith(f"{query.partition('=')[0]} must be")
+    assert len(document["detail"]) < 200

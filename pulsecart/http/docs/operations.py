@@ -36,7 +36,7 @@ def _raised(error: EventError | PublishError) -> Problem:
 
 PROBLEMS: Mapping[str, tuple[str, Problem]] = {
     "malformed-request": (
-        "The request is not valid HTTP, or a header is invalid.",
+        "The request is not valid HTTP, or a header or a parameter of the query is invalid.",
         Problem(
             status=400,
             type="malformed-request",
@@ -487,9 +487,13 @@ OPERATIONS = [
         id="listMessages",
         tag="development",
         summary="The newest messages on the memory transport",
-        parameters=tuple(
-            {"name": name, "in": "query", "schema": {"type": "string"}}
-            for name in ("topic", "event_type", "event_id", "user_id")
+        parameters=(
+            *(
+                {"name": name, "in": "query", "schema": {"type": "string"}}
+                for name in ("topic", "event_type", "event_id", "user_id", "after")
+            ),
+            {"name": "wait", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 60}},
+            {"name": "count", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999}},
         ),
         answers={
             200: (

@@ -1,7 +1,7 @@
 """The base class of the transports that publish to Pub/Sub, or to its emulator."""
 
+import asyncio
 from abc import ABC, abstractmethod
-from asyncio import Future
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -38,7 +38,7 @@ class RemoteTransport(ABC):
         """Publish a message; see `Transport.publish`."""
         return await self._open().publish(message)
 
-    def admit(self, message: Message) -> "Future[str]":
+    def admit(self, message: Message) -> "asyncio.Future[str]":
         """Take a message without waiting; see `Admitting`."""
         return self._open().publish(message)
 
@@ -52,13 +52,15 @@ class RemoteTransport(ABC):
 
     async def aclose(self) -> None:
         """Wait some seconds for messages in flight, and close the connections."""
-        publisher, self._publisher = self._publisher, None
-        if publisher is not None:
+        if self._publisher is not None:
+            publisher, self._publisher = self._open(), None
             await publisher.aclose()
 
     async def __aenter__(self) -> Self:
         if self._publisher is not None:
+            self._open()  # on another loop, which may have ended, it can be neither used nor closed
             raise RuntimeError(f"the {type(self).__name__} is open already")
+        self._loop = asyncio.get_running_loop()
         self._publisher = await self._connect()
         return self
 
@@ -73,4 +75,9 @@ class RemoteTransport(ABC):
     def _open(self) -> "Publisher":
         if self._publisher is None:
             raise TransportClosed(f"the {type(self).__name__} is not open; use it inside `async with`")
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"the {type(self).__name__} was opened on another event loop: each asyncio.run() makes its own. Use it "
+                "in the one that opened it. Code without an event loop publishes through pulsecart.SyncProducer"
+            )
         return self._publisher
