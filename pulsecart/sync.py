@@ -26,6 +26,11 @@ CLOSE_SECONDS = 15.0
 """Maximum seconds that `close` takes in total. Pub/Sub's transports take up to 7 seconds to close."""
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (as in the base)
+        """Do not wait for the threads that resolve names: one may hang, and Python 3.12 cannot do it at exit."""
+
+
 class SyncProducer:
     """Publishes events from code without an event loop. Any number of threads can share an instance.
 
@@ -135,7 +140,8 @@ class SyncProducer:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._live())
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(self._live())
         except BaseException as error:  # noqa: BLE001 (it is raised in the thread that opens or closes this)
             self._end()
             (self._ended if self._opened.done() else self._opened).set_exception(error)
