@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pulsecart.testing.recording import RecordingTransport
+    from pulsecart.testing.service import Service
     from pulsecart.testing.strict import (
         PublishRequest,
         RawAnswer,
@@ -13,10 +15,21 @@ if TYPE_CHECKING:
         strict_pubsub,
     )
 
-__all__ = ["PublishRequest", "RawAnswer", "ReceivedMessage", "StrictPubsub", "http_answer", "strict_pubsub"]
+__all__ = [
+    "PublishRequest",
+    "RawAnswer",
+    "ReceivedMessage",
+    "RecordingTransport",
+    "Service",
+    "StrictPubsub",
+    "http_answer",
+    "strict_pubsub",
+]
+
+_MODULES = {"RecordingTransport": "recording", "Service": "service"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("pulsecart.testing.strict"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'strict')}"), name)
