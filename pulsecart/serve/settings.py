@@ -17,12 +17,13 @@ from pulsecart.serve.hosts import is_listed, is_loopback
 from pulsecart.suggest import nearest
 from pulsecart.transports.pubsub import DEFAULT_CONNECTIONS, DEFAULT_ENDPOINT
 
-__all__ = ["ENVIRONMENTS", "TRANSPORTS", "Settings"]
+__all__ = ["DEV_PROJECT", "ENVIRONMENTS", "TRANSPORTS", "Settings"]
 
 TRANSPORTS = ("memory", "emulator", "pubsub")
 ENVIRONMENTS = ("dev", "staging", "prod")
 
-_DEV_PROJECT = "pulsecart-dev"
+DEV_PROJECT = "pulsecart-dev"
+"""The project of the emulator, if none is set."""
 
 # The groups of `pulsecart serve --help`, which shows settings in the order in which they are defined.
 _WHAT = "What to serve"
@@ -115,7 +116,7 @@ class Settings:
         _WHERE,
         "PROJECT",
         "The Google Cloud project of the topics.",
-        default=_DEV_PROJECT,
+        default=DEV_PROJECT,
         validator=values.project,
     )
     endpoint: str = _setting(
@@ -483,7 +484,7 @@ class Settings:
         if self.client_key_file and not self.client_certificate_file:
             problems.append("PULSECART_CLIENT_KEY_FILE needs PULSECART_CLIENT_CERTIFICATE_FILE")
         if self.transport == "pubsub":
-            if self.project == _DEV_PROJECT:
+            if self.project == DEV_PROJECT:
                 problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")
             if self.emulator_host:
                 problems.append(

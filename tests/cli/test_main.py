@@ -26,6 +26,7 @@ def test_help_lists_the_commands():
         "keys",
         "schema",
         "serve",
+        "tail",
         "trace",
     ]
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pulsecart.transports.pubsub.publisher import Publisher
     from pulsecart.transports.pubsub.wire import Wire
+    from pulsecart.transports.pubsub.wire.dial import Endpoint
 
 __all__ = ["DEFAULT_CONNECTIONS", "DEFAULT_ENDPOINT", "PubSubTransport", "WireName"]
 
@@ -129,15 +130,19 @@ class PubSubTransport(RemoteTransport):
                 key=(key or certificate).read_bytes() if certificate else None,
             )
             return GrpcWire(dial, timeout=self._limits.attempt_timeout)
-        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
+        return RestWire(self.rest_endpoint(), connections=self._connections, timeout=self._limits.attempt_timeout)
+
+    def rest_endpoint(self) -> "Endpoint":
+        """Return where requests go by REST, and how. Raises `OSError` or `ValueError`; see `require`."""
+        from pulsecart.transports.pubsub.wire.dial import Endpoint, make_tls, proxy_for, split_address
+
         host, port = split_address(self._endpoint)
-        endpoint = Endpoint(
+        return Endpoint(
             host=host,
             port=port,
-            tls=make_tls(roots=self._roots, certificate=certificate, key=key),
+            tls=make_tls(roots=self._roots, certificate=self._client_certificate, key=self._client_key),
             address=split_address(self._connect_to) if self._connect_to else None,
             proxy=proxy_for(host),
         )
-        return RestWire(endpoint, connections=self._connections, timeout=self._limits.attempt_timeout)

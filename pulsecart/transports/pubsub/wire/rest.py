@@ -13,7 +13,7 @@ from pulsecart.message import Message
 from pulsecart.ports import Load
 from pulsecart.transports.pubsub.wire import Metadata, WireError
 from pulsecart.transports.pubsub.wire.dial import Endpoint
-from pulsecart.transports.pubsub.wire.http import Answer, ConnectFailed, Pool, ResponseFailed
+from pulsecart.transports.pubsub.wire.http import MAX_ANSWER_BYTES, Answer, ConnectFailed, Pool, ResponseFailed
 
 __all__ = ["RestWire"]
 
@@ -54,9 +54,11 @@ class RestWire:
 
     copies = 4  # the message, its request in base64, and the part that waits to be sent, encrypted
 
-    def __init__(self, endpoint: Endpoint, *, connections: int, timeout: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, connections: int, timeout: float, max_answer: int = MAX_ANSWER_BYTES
+    ) -> None:
         self._timeout = timeout
-        self._pool = Pool(endpoint, connections)
+        self._pool = Pool(endpoint, connections, max_answer=max_answer)
         self._common = (
             f"Host: {endpoint.authority}\r\n"
             f"User-Agent: pulsecart/{_VERSION}\r\n"
@@ -86,7 +88,7 @@ class RestWire:
                 f"{MAX_REQUEST_BYTES:,}; PULSECART_WIRE=grpc takes 10,000,000 bytes without encoding",
                 answered=None,
             )
-        answer = await self._request("POST", f"{topic}:publish", body, deadline, metadata)
+        answer = await self.request("POST", f"{topic}:publish", body, deadline, metadata)
         try:
             return _published.decode(answer.body).messageIds
         except msgspec.MsgspecError:
@@ -94,11 +96,11 @@ class RestWire:
 
     async def get_topic(self, topic: str, deadline: float, metadata: Metadata) -> None:
         """Look up a topic; see `Wire.get_topic`."""
-        _require_topic(await self._request("GET", topic, b"", deadline, metadata))
+        _require_topic(await self.request("GET", topic, b"", deadline, metadata))
 
     async def create_topic(self, topic: str, deadline: float, metadata: Metadata) -> None:
         """Create a topic; see `Wire.create_topic`."""
-        _require_topic(await self._request("PUT", topic, b"{}", deadline, metadata))
+        _require_topic(await self.request("PUT", topic, b"{}", deadline, metadata))
 
     def load(self) -> Load:
         """Return how the connections are used."""
@@ -108,8 +110,8 @@ class RestWire:
         """Close all connections."""
         await self._pool.aclose()
 
-    async def _request(self, method: str, path: str, body: bytes, deadline: float, metadata: Metadata) -> Answer:
-        """Send a request, and return its answer if it is a success."""
+    async def request(self, method: str, path: str, body: bytes, deadline: float, metadata: Metadata) -> Answer:
+        """Send a request to a path below `/v1/`, and return its answer if it is a success. Raises `WireError`."""
         head = b"%bContent-Length: %d\r\n\r\n" % (self._head(method, path, metadata), len(body))
         request = [head + body] if len(body) <= _JOINED_BYTES else [head, body]
         try:

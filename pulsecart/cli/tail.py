@@ -1,0 +1,269 @@
+"""`pulsecart tail`."""
+
+import asyncio
+import base64
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+import click
+import msgspec
+
+from pulsecart.cli._settings import usage_error
+from pulsecart.errors import SettingsError
+from pulsecart.serve.environment import load_setting
+from pulsecart.serve.settings import DEV_PROJECT
+
+if TYPE_CHECKING:
+    from pulsecart.transports.pubsub.subscription import Subscription
+    from pulsecart.transports.pubsub.tokens import Tokens
+    from pulsecart.transports.pubsub.wire.dial import Endpoint
+
+__all__ = ["command"]
+
+SERVICE = "http://127.0.0.1:8000"
+
+WAIT_SECONDS = 2
+"""How long the service waits for a message before it answers. A service that stops waits for this answer."""
+
+ANSWER_SECONDS = 30.0
+"""Maximum seconds without a byte from the service."""
+
+MAX_PROBLEM_BYTES = 65_536
+
+
+class _Shown(msgspec.Struct):
+    message_id: str
+    data: msgspec.Raw
+
+
+class _List(msgspec.Struct):
+    messages: list[_Shown]
+
+
+class _Problem(msgspec.Struct):
+    type: str
+    detail: str
+
+
+@click.command("tail")
+@click.option("--from", "url", metavar="URL", help=f"The service to follow.  [default: {SERVICE}]")
+@click.option("--topic", "topics", metavar="TOPIC", multiple=True, help="The topic to follow; can be repeated.")
+@click.option("--event-type", metavar="TYPE", help="Print only events of this type.")
+@click.option("--new", is_flag=True, help="Leave out what the service has published before.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
+@click.option("--key", envvar="PULSECART_KEY", show_envvar=True, help="The key to send to the service.")
+def command(  # noqa: PLR0913 (an argument for each option)
+    url: str | None, topics: tuple[str, ...], event_type: str | None, *, new: bool, count: int | None, key: str | None
+) -> None:
+    """Print events as they are published, one JSON object a line (NDJSON), in order for each user.
+
+    The lines can be sent: `pulsecart tail | pulsecart send - --to URL` keeps ids, times, numbers and order.
+
+    Without --topic, it follows a service in development on the memory transport: first what it has published before,
+    unless --new is given.
+
+    With --topic, it follows topics on Pub/Sub, or on the emulator at PUBSUB_EMULATOR_HOST, by a subscription of its
+    own to each, which is deleted at the end, and expires after a day if this command was killed. GCP_PROJECT_ID is the
+    project; it and the settings of the connection are read like those of `pulsecart serve`. The credentials need
+    permission to create, use and delete subscriptions, such as the role roles/pubsub.editor. An event may come twice.
+
+    \b
+    Exit codes:
+      0  ended by Ctrl+C or SIGTERM, or after --count events
+      1  the service or the broker cannot be followed, or the output is closed
+      2  an argument or a setting does not work
+    """  # noqa: D301 (\b is click's)
+    if topics and (url or new):
+        raise click.UsageError("--from and --new are about a service: leave them out with --topic")
+    output = _Output(count)
+    with suppress(KeyboardInterrupt, _Enough):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if topics:
+            with suppress(asyncio.CancelledError):  # by SIGTERM
+                asyncio.run(_follow_topics(topics, event_type or "", output))
+        else:
+            for lines in _service(url or SERVICE, event_type or "", key, new=new):
+                output.write(lines)
+
+
+class _Enough(Exception):
+    """So many events were printed as were asked for."""
+
+
+class _Output:
+    def __init__(self, count: int | None) -> None:
+        if sys.stdout is None:
+            raise click.UsageError("standard output is closed")
+        self._left = count
+
+    def write(self, events: "Iterator[tuple[str, bytes]]") -> None:
+        """Print events, each given by its message id and its data."""
+        for message_id, data in events:
+            try:
+                msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                click.echo(f"Message {message_id} is no JSON object, and is left out.", err=True)
+                continue
+            # Outside strings a line break is whitespace, and within strings it is escaped.
+            sys.stdout.buffer.write(data.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n")
+            if self._left is not None:
+                self._left -= 1
+                if not self._left:
+                    sys.stdout.buffer.flush()
+                    raise _Enough
+        sys.stdout.buffer.flush()
+
+
+def _service(url: str, event_type: str, key: str | None, *, new: bool) -> "Iterator[Iterator[tuple[str, bytes]]]":
+    """Follow the messages that a service lists."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise click.BadParameter(f"{url!r} is not a URL such as {SERVICE}", param_hint="--from")
+    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise click.BadParameter("a key is printable ASCII characters, without spaces", param_hint="--key")
+    address = f"{url.rstrip('/')}/dev/messages"
+    filters = {"event_type": event_type} if event_type else {}
+    after = ""
+    if new and (before := _get(address, filters, key)):
+        after = before[-1].message_id
+    while True:
+        messages = _get(address, filters | {"after": after, "wait": str(WAIT_SECONDS)}, key)
+        yield ((message.message_id, bytes(message.data)) for message in messages)
+        if messages:
+            after = messages[-1].message_id
+
+
+def _get(address: str, query: dict[str, str], key: str | None) -> list[_Shown]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"{address}?{urlencode(query)}", headers=headers)  # noqa: S310 (checked)
+    # A service in development is on this machine, or in its network, not behind the proxy of a company.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
+            return msgspec.json.decode(answer.read(), type=_List).messages
+    except urllib.error.HTTPError as error:
+        with error:
+            raise click.ClickException(_explain(address, error)) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise click.ClickException(f"{address} does not answer: {reason}. Is `pulsecart serve` running?") from None
+    except msgspec.MsgspecError:
+        raise click.ClickException(f"{address} does not answer like pulsecart") from None
+
+
+def _explain(address: str, error: urllib.error.HTTPError) -> str:
+    if error.code == 404:
+        return (
+            f"{address} does not exist: pulsecart lists messages only in development, on the memory transport. "
+            "Otherwise use --topic"
+        )
+    try:
+        detail = msgspec.json.decode(error.read(MAX_PROBLEM_BYTES), type=_Problem).detail
+    except (msgspec.MsgspecError, OSError, HTTPException):
+        detail = "there is no explanation"
+    return f"{address} answers {error.code}: {detail}"
+
+
+async def _follow_topics(topics: tuple[str, ...], event_type: str, output: _Output) -> None:
+    """Print what is published to topics, until this is cancelled."""
+    from pulsecart.transports.pubsub.subscription import Subscription, SubscriptionError
+
+    task = asyncio.current_task()
+    assert task is not None
+    with suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        async with AsyncExitStack() as stack:
+            endpoint, project, tokens = await stack.enter_async_context(_broker())
+            paths = [f"projects/{project}/topics/{topic}" for topic in dict.fromkeys(topics)]
+            subscriptions = [Subscription(endpoint, path, tokens=tokens) for path in paths]
+            for subscription in subscriptions:
+                await stack.enter_async_context(subscription)
+            click.echo(f"Following {', '.join(paths)}", err=True)
+            await _first_end(_follow(subscription, event_type, output) for subscription in subscriptions)
+    except SubscriptionError as error:
+        raise click.ClickException(str(error)) from None
+
+
+async def _first_end(works: Iterator[Coroutine[Any, Any, None]]) -> None:
+    """Run all at the same time until the first ends, and raise what it raises."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _follow(subscription: "Subscription", event_type: str, output: _Output) -> None:
+    async for received in subscription.messages():
+        messages = [each.message for each in received]
+        output.write(
+            (message.message_id, base64.b64decode(message.data))
+            for message in messages
+            if event_type in ("", message.attributes.get("event_type"))
+        )
+
+
+@asynccontextmanager
+async def _broker() -> "AsyncIterator[tuple[Endpoint, str, Tokens | None]]":
+    """Give the broker of the settings, the project, and tokens if it needs them."""
+    from pulsecart.transports.pubsub import PubSubTransport
+    from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
+
+    names = (
+        "project",
+        "emulator_host",
+        "endpoint",
+        "connect_to",
+        "ca_file",
+        "client_certificate_file",
+        "client_key_file",
+    )
+    setting: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in names:
+        try:
+            setting[name] = load_setting(name)
+        except SettingsError as error:
+            problems += error.problems
+    if problems:
+        raise usage_error(SettingsError(problems))
+    project = setting["project"]
+    if setting["emulator_host"]:
+        host, port = split_address(setting["emulator_host"])
+        yield Endpoint(host=host, port=port), project, None
+        return
+    if project == DEV_PROJECT:
+        raise click.UsageError("set GCP_PROJECT_ID to the project of the topic, or PUBSUB_EMULATOR_HOST")
+    from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+
+    paths = {name: Path(setting[name]) for name in names if name.endswith("_file") and setting[name]}
+    pubsub = PubSubTransport(
+        project=project,
+        endpoint=setting["endpoint"],
+        connect_to=setting["connect_to"],
+        roots=paths["ca_file"].read_bytes() if "ca_file" in paths else None,
+        client_certificate=paths.get("client_certificate_file"),
+        client_key=paths.get("client_key_file"),
+    )
+    try:
+        await asyncio.to_thread(pubsub.require)
+    except SettingsError as error:
+        raise usage_error(error) from None
+    tokens = Tokens(await asyncio.to_thread(default_credentials))
+    try:
+        await tokens.open()
+        yield pubsub.rest_endpoint(), project, tokens
+    finally:
+        await tokens.aclose()
