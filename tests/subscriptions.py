@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any
@@ -23,6 +23,9 @@ class Subscriptions:
         self.created: list[dict[str, Any]] = []
         self.tokens: set[str | None] = set()
         self.pulls = 0
+        self.answers = threading.Event()
+        """While it is not set, requests have their effect, but no answer."""
+        self.answers.set()
         self._topics = {f"projects/test/topics/{topic}" for topic in topics}
         self._pull_seconds = pull_seconds
         self._changed = threading.Condition()
@@ -101,6 +104,7 @@ def subscriptions(topics: list[str], *, pull_seconds: float = 0.5, certificate: 
             raw = self.rfile.read(int(self.headers["Content-Length"]))
             server.tokens.add(self.headers["Authorization"])
             answer = server.answer(self.command, self.path, json.loads(raw) if raw else None)
+            server.answers.wait(60)
             status = 200
             if isinstance(answer, str):
                 status = CODES[answer]
@@ -108,8 +112,9 @@ def subscriptions(topics: list[str], *, pull_seconds: float = 0.5, certificate: 
             body = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # of a client that has been stopped
+                self.end_headers()
+                self.wfile.write(body)
 
         do_PUT = do_POST = do_DELETE = _answer  # noqa: N815
 

@@ -22,6 +22,7 @@ from pulsecart.serve.environment import load_setting
 from pulsecart.serve.settings import DEV_PROJECT
 
 if TYPE_CHECKING:
+    from pulsecart.transports.pubsub import PubSubTransport
     from pulsecart.transports.pubsub.subscription import Subscription
     from pulsecart.transports.pubsub.tokens import Tokens
     from pulsecart.transports.pubsub.wire.dial import Endpoint
@@ -137,8 +138,7 @@ def _service(url: str, event_type: str, key: str | None, *, new: bool) -> "Itera
     while True:
         messages = _get(address, filters | {"after": after, "wait": str(WAIT_SECONDS)}, key)
         yield ((message.message_id, bytes(message.data)) for message in messages)
-        if messages:
-            after = messages[-1].message_id
+        after = messages[-1].message_id if messages else after
 
 
 def _get(address: str, query: dict[str, str], key: str | None) -> list[_Shown]:
@@ -190,7 +190,7 @@ async def _follow_topics(topics: tuple[str, ...], event_type: str, output: _Outp
             click.echo(f"Following {', '.join(paths)}", err=True)
             await _first_end(_follow(subscription, event_type, output) for subscription in subscriptions)
     except SubscriptionError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(f"cannot follow {error}") from None
 
 
 async def _first_end(works: Iterator[Coroutine[Any, Any, None]]) -> None:
@@ -218,7 +218,7 @@ async def _follow(subscription: "Subscription", event_type: str, output: _Output
 @asynccontextmanager
 async def _broker() -> "AsyncIterator[tuple[Endpoint, str, Tokens | None]]":
     """Give the broker of the settings, the project, and tokens if it needs them."""
-    from pulsecart.transports.pubsub import PubSubTransport
+    from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
     from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
 
     names = (
@@ -239,18 +239,31 @@ async def _broker() -> "AsyncIterator[tuple[Endpoint, str, Tokens | None]]":
             problems += error.problems
     if problems:
         raise usage_error(SettingsError(problems))
-    project = setting["project"]
+    tokens = None
     if setting["emulator_host"]:
         host, port = split_address(setting["emulator_host"])
-        yield Endpoint(host=host, port=port), project, None
-        return
-    if project == DEV_PROJECT:
-        raise click.UsageError("set GCP_PROJECT_ID to the project of the topic, or PUBSUB_EMULATOR_HOST")
-    from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
+        endpoint = Endpoint(host=host, port=port)
+    else:
+        pubsub = await asyncio.to_thread(_pubsub, setting)
+        endpoint, tokens = pubsub.rest_endpoint(), Tokens(await asyncio.to_thread(default_credentials))
+    try:
+        if tokens is not None:
+            await tokens.open()
+        yield endpoint, setting["project"], tokens
+    finally:
+        if tokens is not None:
+            await tokens.aclose()
 
-    paths = {name: Path(setting[name]) for name in names if name.endswith("_file") and setting[name]}
+
+def _pubsub(setting: dict[str, Any]) -> "PubSubTransport":
+    """Return the transport to real Pub/Sub, which knows the way."""
+    from pulsecart.transports.pubsub import PubSubTransport
+
+    if setting["project"] == DEV_PROJECT:
+        raise click.UsageError("set GCP_PROJECT_ID to the project of the topic, or PUBSUB_EMULATOR_HOST")
+    paths = {name: Path(setting[name]) for name in setting if name.endswith("_file") and setting[name]}
     pubsub = PubSubTransport(
-        project=project,
+        project=setting["project"],
         endpoint=setting["endpoint"],
         connect_to=setting["connect_to"],
         roots=paths["ca_file"].read_bytes() if "ca_file" in paths else None,
@@ -258,12 +271,7 @@ async def _broker() -> "AsyncIterator[tuple[Endpoint, str, Tokens | None]]":
         client_key=paths.get("client_key_file"),
     )
     try:
-        await asyncio.to_thread(pubsub.require)
+        pubsub.require()
     except SettingsError as error:
         raise usage_error(error) from None
-    tokens = Tokens(await asyncio.to_thread(default_credentials))
-    try:
-        await tokens.open()
-        yield pubsub.rest_endpoint(), project, tokens
-    finally:
-        await tokens.aclose()
+    return pubsub

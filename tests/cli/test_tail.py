@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -84,11 +85,6 @@ def post(url, body):
 def order(number, user_id="u1", **changes):
     event = {"event_type": "order.placed", "event_id": f"e{number}", "user_id": user_id, "order_id": f"o{number}"}
     return json.dumps(event | {"payload": {"n": number}} | changes).encode()
-
-
-@pytest.fixture(scope="module")
-def module_path(tmp_path_factory):
-    return tmp_path_factory.mktemp("tail")
 
 
 @pytest.fixture
@@ -367,7 +363,7 @@ def test_topic_that_does_not_exist(broker):
     """It ends with 1 and the broker's words."""
     ended = run("tail", "--topic", "nothing", env=os.environ | emulated(broker))
     assert ended.returncode == 1
-    assert "cannot subscribe to projects/test/topics/nothing: NOT_FOUND: " in ended.stderr
+    assert "cannot follow projects/test/topics/nothing: NOT_FOUND: " in ended.stderr
 
 
 def test_broker_that_does_not_answer(monkeypatch):
@@ -381,7 +377,27 @@ def test_broker_that_does_not_answer(monkeypatch):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, env=environment
     )
     assert ended.returncode == 1
-    assert "cannot subscribe to projects/test/topics/t: UNAVAILABLE" in ended.stderr
+    assert "cannot follow projects/test/topics/t: UNAVAILABLE" in ended.stderr
+
+
+def test_interrupt_while_the_broker_is_away(broker):
+    """A signal ends it with 0 while it tries to subscribe."""
+    broker.script += [("PUT", "UNAVAILABLE")] * 1000
+    with tailing("--topic", TOPIC, **emulated(broker)) as tail:
+        until(lambda: b"trying again" in tail.errors)
+        assert tail.end(signal.SIGTERM) == 0
+    assert broker.created == []
+
+
+def test_interrupt_while_a_subscription_is_created(broker):
+    """A subscription whose creation was not answered yet is deleted, too."""
+    broker.answers.clear()
+    with tailing("--topic", TOPIC, **emulated(broker)) as tail:
+        broker.wait_for_subscriptions(1)
+        tail.process.send_signal(signal.SIGINT)
+        broker.wait_for_subscriptions(0)
+        broker.answers.set()
+        assert tail.end() == 0
 
 
 def test_temporary_failures_are_retried(broker):
@@ -410,10 +426,10 @@ def test_temporary_failures_are_retried(broker):
 def test_subscription_that_cannot_be_deleted_is_reported(broker):
     """The warning names it; the exit code is still 0."""
     with tailing("--topic", TOPIC, **emulated(broker)) as tail:
-        broker.wait_for_subscriptions(1)
+        until(lambda: b"Following" in tail.errors)
         broker.script.append(("DELETE", "PERMISSION_DENIED"))
         assert tail.end(signal.SIGTERM) == 0
-    assert b"is not deleted, and expires in a day: PERMISSION_DENIED" in tail.errors
+    assert re.search(rb"is not deleted, and expires in a day: .*PERMISSION_DENIED", tail.errors)
 
 
 def test_real_pubsub_is_followed_with_credentials(tmp_path):

@@ -101,21 +101,26 @@ class Subscription:
         try:
             # If it exists, the answer to an earlier attempt was lost.
             await self._call("PUT", self.name, {"topic": self._topic, **_OPTIONS}, until=until, done="ALREADY_EXISTS")
-        except SubscriptionError as error:
+        except SubscriptionError:
             await self._wire.aclose()
-            raise SubscriptionError(f"cannot subscribe to {self._topic}: {error}") from None
+            raise
         except BaseException:
-            await self._wire.aclose()
+            await self.aclose()  # it may have been created
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Delete the subscription, and close the connections. If it cannot be deleted, that is logged."""
+        until = self._loop.time() + DELETE_SECONDS
         try:
-            await self._call("DELETE", self.name, None, until=self._loop.time() + DELETE_SECONDS, done="NOT_FOUND")
-        except SubscriptionError as failure:
-            _log.warning("The subscription %s is not deleted, and expires in a day: %s", self.name, failure)
+            await self._call("DELETE", self.name, None, until=until, done="NOT_FOUND")
+        except SubscriptionError as error:
+            _log.warning("The subscription %s is not deleted, and expires in a day: %s", self.name, error)
         finally:
             await self._wire.aclose()
 
@@ -155,7 +160,7 @@ class Subscription:
                             return b"{}"
                         failure = f"{error.status}: {error}"
                         if error.status not in TEMPORARY:
-                            raise SubscriptionError(failure) from None
+                            raise SubscriptionError(f"{self._topic}: {failure}") from None
                     except BrokerUnavailable as error:  # there is no token
                         failure = error.log_detail
                     if not known:
@@ -163,4 +168,4 @@ class Subscription:
                     await asyncio.sleep(random.uniform(0, backoff))  # noqa: S311
                     backoff = min(2 * backoff, LONGEST_BACKOFF)
         except TimeoutError:
-            raise SubscriptionError(failure or "no answer in time") from None
+            raise SubscriptionError(f"{self._topic}: {failure or 'no answer in time'}") from None

@@ -1,0 +1,36 @@
+"""A subscription of its own; tests/cli/test_tail.py has most of its tests."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from google.oauth2.service_account import Credentials
+
+from pulsecart.transports.pubsub.subscription import Subscription
+from pulsecart.transports.pubsub.tokens import Tokens
+from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
+from tests.google_login import new_key, service_account
+from tests.subscriptions import subscriptions
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_missing_token_is_waited_for(caplog):
+    """Without a token no request is sent; when there is one, the subscription is created with it."""
+    tokens = Tokens(Credentials.from_service_account_info(json.loads(service_account(new_key()))))
+    with subscriptions(["topic"]) as server, caplog.at_level(logging.WARNING):
+        host, port = split_address(server.host)
+        subscription = Subscription(Endpoint(host=host, port=port), "projects/test/topics/topic", tokens=tokens)
+        async with asyncio.timeout(60):
+            entering = asyncio.create_task(subscription.__aenter__())
+            while "there is no valid access token" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert server.tokens == set()
+            await tokens.open()
+            await entering
+            assert list(server.subscriptions) == [subscription.name]
+            await subscription.__aexit__(None, None, None)
+            await tokens.aclose()
+    assert server.subscriptions == {}
+    assert None not in server.tokens
