@@ -28,12 +28,34 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "browser", "lint", "types", "imports", "package", "bench")
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
 
+BROWSER = ("chromium", "chromedriver")
+BROWSER_PACKAGES = ("chromium", "chromium-driver")
+
 GO_PATH = Path("/usr/share/gocode")
+PAGES = """
+import asyncio
+from pulsecart.app import create_app
+from pulsecart.serve.settings import Settings
+
+async def get(path):
+    sent = []
+    async def send(message):
+        sent.append(message)
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
+    await create_app(Settings(transport="memory"))(scope, None, send)
+    assert sent[0]["status"] == 200 and b"<script>" in sent[1]["body"], sent
+
+asyncio.run(get("/dev"))
+asyncio.run(get("/docs"))
+"""
+"""Gets the pages, which need files that are no Python modules."""
+
 GO_PACKAGES = "install Debian's packages golang-go and golang-google-cloud-dev"
 
 
@@ -71,8 +93,11 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Everything that needs no emulator, with every branch covered."""
+    """Everything that needs no emulator; on the newest Python with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
+    if session.python != NEWEST:  # measuring takes a third of the time, and the branches are the same
+        session.run("pytest", "-m", "not emulator", *session.posargs)
+        return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -94,6 +119,18 @@ def api(session: nox.Session) -> None:
     install(session, "-e", ".", *group("test"), *group("api"))
     # Without its plugin for pytest, which is not used here.
     session.run("pytest", "-p", "no:schemathesis", "tests/api", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def browser(session: nox.Session) -> None:
+    """The pages in Chromium. In CI, as root, its Debian packages are installed if they are missing."""
+    if not all(map(shutil.which, BROWSER)) and "CI" in os.environ and os.geteuid() == 0 and shutil.which("apt-get"):
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run("apt-get", "install", "--yes", "--no-install-recommends", *BROWSER_PACKAGES, external=True)
+    if not all(map(shutil.which, BROWSER)):
+        unavailable(session, f"no Chromium: install Debian's packages {' and '.join(BROWSER_PACKAGES)}")
+    install(session, "-e", ".", *group("test"), *group("browser"))
+    session.run("pytest", "tests/browser", *session.posargs)
 
 
 @nox.session(python=NEWEST)
@@ -119,6 +156,7 @@ def examples(session: nox.Session) -> None:
     install(session, ".[all]", *group("test"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
+    session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")
@@ -139,6 +177,7 @@ def package(session: nox.Session) -> None:
             session.chdir(folder)
             session.run(str(empty / "bin/python"), str(example), external=True)
             session.run(str(empty / "bin/pulsecart"), "--version", external=True)
+            session.run(str(empty / "bin/python"), "-c", PAGES, external=True)
 
 
 @nox.session(python=OLDEST, default=False)

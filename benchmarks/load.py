@@ -1,52 +1,31 @@
-"""Post events over raw sockets and print the results as JSON: `load.py PORT CONNECTIONS EVENTS [RATE [SIZE]]`.
+"""Post events over raw sockets, and print the results as JSON.
 
-Without a rate, or with 0, each connection sends its next event when it has an answer. With a rate, events are due at
-regular times, and latency counts from the time an event was due, so that a server that stalls cannot hide the delay.
-A size in bytes makes the orders larger, with more lines.
+    python -m benchmarks.load PORT CONNECTIONS EVENTS [--rate 1000] [--size 10000] [--form NDJSON] [--key pck_…]
+
+Without a rate, or with 0, each connection sends its next request when it has an answer. With a rate, requests are due
+at regular times, and latency counts from the time a request was due, so that a server that stalls cannot hide the
+delay. A size in bytes makes the orders larger, with more lines. The form says how many events a request has. The key
+is sent with each.
 """
 
+import argparse
 import asyncio
 import json
-import random
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from typing import cast
 
 import uvloop
 
-USERS = 1000
-LINES = 3
-BYTES, LINE_BYTES = 390, 56
-"""About the size of an order of so many lines, and of each further line."""
-
-_random = random.Random(1)
-"""Seeded, so that every service gets the same users in the same order."""
+from benchmarks.forms import FORMS, SINGLE, body
 
 
-def body(number: int, size: int = 0) -> bytes:
-    """Return an order by one of the users, of about 400 bytes, or of a larger size."""
-    lines = LINES + max(0, size - BYTES) // LINE_BYTES
-    order = {
-        "event_type": "order.placed",
-        "user_id": f"user-{_random.randrange(USERS)}",
-        "order_id": f"order-{number}",
-        "payload": {
-            "total": 89.90,
-            "currency": "EUR",
-            "lines": [{"sku": f"sku-{line}", "quantity": line, "price": 44.95} for line in range(lines)],
-            "note": "x" * 100,
-        },
-    }
-    return json.dumps(order).encode()
-
-
-def request(number: int, size: int = 0) -> bytes:
-    """Return the whole request. Requests are built before the measurement."""
-    data = body(number, size)
-    head = f"POST /events/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    return head.encode() + b"\r\n\r\n" + data
+def requests_of(events: int, size: int, form: str, key: str) -> Iterator[bytes]:
+    """Yield whole requests. They are made before the measurement."""
+    sent = FORMS[form]
+    for first in range(0, events, sent.events):
+        yield sent.request_of([body(number, size) for number in range(first, min(first + sent.events, events))], key)
 
 
 class Connection(asyncio.Protocol):
@@ -102,9 +81,13 @@ class Connection(asyncio.Protocol):
             self.ended.set_exception(error or ConnectionError("the server closed the connection"))
 
 
-async def main(port: int, connections: int, events: int, rate: float = 0.0, size: int = 0) -> None:
+async def main(  # noqa: PLR0913 (an argument for each of the program's)
+    *, port: int, connections: int, events: int, rate: int, size: int, form: str, key: str
+) -> None:
     """Send the events, and print the results."""
-    requests = [(number / rate if rate else 0.0, request(number, size)) for number in range(events)]
+    requests = [
+        (number / rate if rate else 0.0, request) for number, request in enumerate(requests_of(events, size, form, key))
+    ]
     results: list[tuple[float, bool]] = []
     loop = asyncio.get_running_loop()
     pending = iter(requests)
@@ -130,5 +113,11 @@ async def main(port: int, connections: int, events: int, rate: float = 0.0, size
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    uvloop.run(main(*numbers))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for argument in ("port", "connections", "events"):
+        parser.add_argument(argument, type=int)
+    parser.add_argument("--rate", type=int, default=0)
+    parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--form", choices=FORMS, default=SINGLE)
+    parser.add_argument("--key", default="")
+    uvloop.run(main(**vars(parser.parse_args())))

@@ -13,7 +13,26 @@ from typing import Any
 
 from attrs import frozen
 
-from benchmarks.rows import BROKERS, CALLERS, FASTIFY, FLOOR, GO, GRPC, LATENCIES, REST, SECTIONS, SIZES, with_latency
+from benchmarks.rows import (
+    ARRAYS,
+    BROKERS,
+    CALLERS,
+    ELSEWHERE,
+    FASTAPI,
+    FASTIFY,
+    FLOOR,
+    GCLOUD_AIO,
+    GO,
+    GRPC,
+    LATENCIES,
+    MILLION,
+    REST,
+    SECTIONS,
+    SIZES,
+    STEADY,
+    UPLOADING,
+    with_latency,
+)
 
 __all__ = ["Rounds", "chart", "machine", "report"]
 
@@ -27,9 +46,10 @@ PEERS = Path(__file__).with_name("peers")
 
 PREFACE = """# Benchmark
 
-Made by `nox -s bench{options}`. Each figure is a median of {rounds} rounds, with its range. In each round every row
-is a new process. It gets {warm_up:,} events to warm up, and then {events:,}, or a share of both if it is slow: orders
-of about 400 bytes by 1000 users. CPU time per event is that of the service alone, with all its processes and threads.
+Made by `nox -s bench{options}`. Each figure is a median of {rounds} rounds, with its range; some rows run in fewer. In
+each round every row is a new process. It gets {warm_up:,} events to warm up, and then {events:,}, or a share of both
+if it is slow, or a multiple if it is fast: orders of about 400 bytes by 1000 users. CPU time per event is that of the
+service alone, with all its processes and threads.
 Memory is resident memory, summed over the service's processes, after the first event (idle) and at its highest (peak).
 Unless a row says otherwise, nothing writes a line for each event, traces, or exports metrics.
 
@@ -44,6 +64,12 @@ Python run on stock uvicorn, with uvloop and httptools, each in its own environm
 uvicorn and the garbage collector, and its own protocol class; one row shows it without them. The peer in Go is built
 with Debian's packages, which are older than Google's newest client for Go.
 
+With many events a request, a latency is that of a request, and lines (NDJSON) come in requests of 10,000, one after the
+other. The peers publish a list only if all its events are valid, each event at once with their client, and answer when
+all are confirmed; with gcloud-aio-pubsub, a user's events of a list share a request to the broker, as in pulsecart. An
+upload is one request of any length, from another process; its lines are of other users than the single events during
+it. The rate of `pulsecart send` includes its start.
+
 The floor is bare ASGI on stock uvicorn with a bare gRPC stub. The strict server is `pulsecart.testing.strict_pubsub`,
 which waits {latency:g} ms before each answer unless a row says otherwise. Over TLS, every service verifies the server's
 certificate and name, and pulsecart also sends a service account's token with each request; the others send none. What
@@ -56,6 +82,7 @@ show what is refused, repeated or lost when something fails: for pulsecart, `nox
 
 COLUMNS = {
     "CPU us/event": ("cpu_us", 0),
+    "sender's CPU us/event": ("sender_us", 0),
     "events/s": ("per_second", 0),
     "p50 ms": ("p50_ms", 1),
     "p99 ms": ("p99_ms", 1),
@@ -73,11 +100,13 @@ LIBRARY = {
 
 
 def table(results: Mapping[str, Rounds], columns: Mapping[str, tuple[str, int]]) -> list[str]:
-    """Return a Markdown table with a line for each row."""
+    """Return a Markdown table with a line for each row. What was not measured is left out."""
+    measured = {figure for rounds in results.values() for seen in rounds for figure in seen}
+    columns = {title: column for title, column in columns.items() if column[0] in measured}
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, rounds in results.items():
-        figures = [spread([seen[figure] for seen in rounds], digits) for figure, digits in columns.values()]
-        lines.append(f"| {name} | {' | '.join(figures)} |")
+        values = [([seen[figure] for seen in rounds if figure in seen], digits) for figure, digits in columns.values()]
+        lines.append(f"| {name} | {' | '.join(spread(*each) if each[0] else '' for each in values)} |")
     return lines
 
 
@@ -94,6 +123,19 @@ class Comparison:
     wanted: float | None = None
     """The most that it should be."""
 
+    at_least: bool = False
+    """Whether `wanted` is the least instead."""
+
+    @property
+    def limit(self) -> str:
+        """What is wanted, in words."""
+        return f"at {'least' if self.at_least else 'most'} {self.wanted:g}"
+
+    def met(self, measured: float) -> bool:
+        """Return whether a figure is as wanted."""
+        assert self.wanted is not None
+        return measured >= self.wanted if self.at_least else measured <= self.wanted
+
     def rounds(self, results: Results) -> list[float]:
         """Return the figure of each round, so that a slow minute slows both sides; empty if a row was not measured."""
         of = [results.get(section, {}).get(row, []) for section, row in filter(None, (self.over, self.under))]
@@ -107,7 +149,7 @@ EMULATOR = "emulator", "pulsecart"
 WIRES_MEMORY = "wires", "pulsecart, in memory"
 CPU, START, IDLE, P99 = "CPU per event", "time from start to first 202", "idle memory", "p99, ms"
 
-GOALS = [
+WIRE_GOALS = [
     Comparison(f"{CPU}, over Go with Google's client", ("wires", REST), ("wires", GO), wanted=0.75),
     *(
         Comparison(
@@ -126,7 +168,47 @@ GOALS = [
     Comparison(f"{IDLE}, over the memory transport's", ("wires", REST), WIRES_MEMORY, "idle_mb", 1.3),
     Comparison(f"{P99}, at 1000 events/s", ("steady", REST), None, "p99_ms", 9.0),
 ]
-"""What pulsecart's default wire should reach over TLS."""
+
+NDJSON_MEMORY, NDJSON_SHARDS = ("batch", "in memory, NDJSON"), ("batch", "TLS, `shards:8`, NDJSON")
+SINGLE_MEMORY = "batch", "in memory, single events"
+BATCH_GOALS = [
+    Comparison(
+        f"NDJSON in memory: {CPU}, over a bare ASGI route's per request",
+        NDJSON_MEMORY,
+        ("batch", "bare ASGI route, single events"),
+        wanted=0.85,
+    ),
+    Comparison(
+        f"NDJSON over TLS, `shards:8`: {CPU}, over that of single events",
+        NDJSON_SHARDS,
+        ("batch", "TLS, `shards:8`, single events, 256 callers"),
+        wanted=0.4,
+    ),
+    Comparison(
+        "NDJSON in memory: events/s, over single events",
+        NDJSON_MEMORY,
+        SINGLE_MEMORY,
+        "per_second",
+        wanted=3,
+        at_least=True,
+    ),
+    Comparison(
+        "growth of memory in an upload of a million lines over TLS, MB", ("batch", MILLION), None, "growth_mb", 30
+    ),
+    *(
+        Comparison(
+            f"single events {text}: p99 during an upload, over p99 without",
+            ("batch", f"{name}, {STEADY}{UPLOADING}"),
+            ("batch", f"{name}, {STEADY}"),
+            "p99_ms",
+            3,
+        )
+        for name, text in (("in memory", "in memory"), ("TLS", "over TLS"))
+    ),
+]
+
+GOALS = {"REST wire, over TLS": WIRE_GOALS, "Many events a request": BATCH_GOALS}
+"""What pulsecart should reach, by what it is about."""
 
 OTHERS = [
     Comparison(f"without TLS, {CPU}, over Go with Google's client", ("plain", REST), ("plain", GO)),
@@ -179,6 +261,35 @@ OTHERS = [
         )
         for share in (10, 100)
     ),
+    *(
+        Comparison(
+            f"{row}, over bare: {CPU}",
+            ("shipped", next(each.name for each in SECTIONS["shipped"].rows if each.name.startswith(row))),
+            ("shipped", SECTIONS["shipped"].rows[0].name),
+        )
+        for row in ("with keys", "as shipped")
+    ),
+    *(
+        Comparison(
+            f"arrays of 100 over TLS, over {name}: {CPU}",
+            ("batch", f"TLS, {ARRAYS}, {REST}"),
+            ("batch", f"TLS, {ARRAYS}, {name}"),
+        )
+        for name in (GO, FASTIFY, FASTAPI, GCLOUD_AIO)
+    ),
+    Comparison(
+        "single events in memory: p99 during an upload to another service on the machine, over p99 without",
+        ("batch", f"in memory, {STEADY}{ELSEWHERE}"),
+        ("batch", f"in memory, {STEADY}"),
+        "p99_ms",
+    ),
+    *(
+        Comparison(f"lines/s of the upload {text}, with {STEADY}", ("batch", row), None, "upload_per_second")
+        for row, text in (
+            (f"in memory, {STEADY}{UPLOADING}", "in memory"),
+            (f"TLS, {STEADY}{UPLOADING}", "over TLS"),
+        )
+    ),
     Comparison(
         "`shards:8` over `user`: throughput", ("orderings", "`shards:8`"), ("orderings", "`user`"), "per_second"
     ),
@@ -192,14 +303,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def goals(results: Results) -> Iterator[str]:
-    """Yield a table of what was wanted and what was measured."""
-    measured = {goal: values for goal in GOALS if (values := goal.rounds(results))}
-    if measured:
-        yield from ["", "## Goals", "", "| REST wire, over TLS | measured | wanted | |", "|---|---|---|---|"]
-    for goal, values in measured.items():
-        assert goal.wanted is not None
-        verdict = "met" if statistics.median(values) <= goal.wanted else "**not met**"
-        yield f"| {goal.text} | {spread(values)} | {goal.wanted:g} | {verdict} |"
+    """Yield tables of what was wanted and what was measured."""
+    for title, group in GOALS.items():
+        measured = {goal: values for goal in group if (values := goal.rounds(results))}
+        if measured:
+            yield from ["", f"## Goals: {title}", "", "| | wanted | measured | |", "|---|---|---|---|"]
+        for goal, values in measured.items():
+            verdict = "met" if goal.met(statistics.median(values)) else "**not met**"
+            yield f"| {goal.text} | {goal.limit} | {spread(values)} | {verdict} |"
 
 
 def sizes(results: Results) -> Iterator[str]:
@@ -229,7 +340,13 @@ def findings(results: Results, libraries: Sequence[Mapping[str, Any]]) -> Iterat
     if libraries and "users" in (last := libraries[-1]):
         yield f"- resident memory before many distinct users, MB: {last['before_mb']:.1f}"
         yield f"- resident memory after {last['users']:,} of them, MB: {last['after_mb']:.1f}"
-    if busy := [seen["generator_busy"] for rows in results.values() for rounds in rows.values() for seen in rounds]:
+    if busy := [
+        seen["generator_busy"]
+        for rows in results.values()
+        for rounds in rows.values()
+        for seen in rounds
+        if "generator_busy" in seen
+    ]:
         yield f"- highest CPU of the load generator, cores: {max(busy):.2f}"
 
 

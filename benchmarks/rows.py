@@ -2,8 +2,11 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from attrs import Factory, frozen
+
+from benchmarks.forms import SINGLE
 
 __all__ = ["BROKERS", "SECTIONS", "Broker", "Row", "Section"]
 
@@ -50,6 +53,25 @@ class Row:
 
     share: float = 1.0
     """How many of the events asked for: fewer for what is slow."""
+
+    events: int = 0
+    """How many events, whatever is asked for; 0 for the share."""
+
+    form: str = SINGLE
+    """A key of `FORMS`: what `load` makes of events."""
+
+    key: str = ""
+    """The caller's key; empty for none."""
+
+    sender: str = "load"
+    """What sends the events: `load`, which uses the fields above, or a key of `SENDERS`."""
+
+    uploads: Literal["", "to it", "elsewhere"] = ""
+    """Where another process uploads lines meanwhile: to this service or to another one, which shows what the machine
+    alone does to latency. CPU time is not measured then: it would be that of both loads."""
+
+    rounds: int = 0
+    """In how many rounds it is measured at most; 0 for all."""
 
 
 @frozen
@@ -113,6 +135,9 @@ def sampled(share: str) -> dict[str, str]:
     }
 
 
+KEY = "pck_benchmark-benchmark-benchmark-benchmark-key"
+WITH_KEYS = {"PULSECART_AUTH": "keys", "PULSECART_SOURCES": "benchmarks/sources.toml"}
+
 FLOOR = "bare ASGI that awaits the bare stub"
 REST, GRPC = "pulsecart, REST", "pulsecart, gRPC"
 GO, FASTIFY, GCLOUD_AIO = "Go, Google's client", "Fastify, Google's client", "FastAPI and gcloud-aio-pubsub (REST)"
@@ -123,6 +148,15 @@ SIZES = {"1 kB": 1000, "10 kB": 10_000, "100 kB": 100_000, "1 MB": 1_000_000}
 SIZE_SHARES = {"1 kB": 0.5, "10 kB": 0.4, "100 kB": 0.1, "1 MB": 0.02}
 LATENCIES = {"5 ms": "tls", "20 ms": "tls, 20 ms", "50 ms": "tls, 50 ms"}
 CALLERS = (32, 256)
+
+
+SHARDS = pulsecart("--ordering", SHARDED)
+ARRAYS, NDJSON = "arrays of 100", "NDJSON"
+GZIP, ZSTD = "NDJSON, gzip", "NDJSON, zstd"
+FASTAPI = "FastAPI, Google's client"
+MILLION = "TLS, `shards:8`, an upload of a million lines"
+STEADY = "1000 single events/s"
+UPLOADING, ELSEWHERE = ", during an upload", ", during an upload to another service"
 
 
 def with_latency(service: str, latency: str, callers: int) -> str:
@@ -227,6 +261,59 @@ SECTIONS: dict[str, Section] = {
             Row("`user`", pulsecart(), "tls", connections=256),
             Row("`shards:8`", pulsecart("--ordering", SHARDED), "tls", connections=256),
             Row("`none`", pulsecart("--ordering", UNORDERED), "tls", connections=256),
+        ],
+    ),
+    "shipped": Section(
+        "As shipped, through the strict server over TLS, as fast as they can, 64 connections",
+        [
+            Row("bare: no telemetry, logs at warning, no keys", pulsecart(), "tls"),
+            Row("with keys", pulsecart(), "tls", environment=WITH_KEYS, key=KEY),
+            Row(
+                "as shipped: with keys, a log line an event, metrics, traces at 10 %",
+                pulsecart(),
+                "tls",
+                environment=WITH_KEYS | sampled("0.1"),
+                key=KEY,
+            ),
+        ],
+    ),
+    "batch": Section(
+        "Many events a request",
+        [
+            Row("bare ASGI route, single events", floor("route"), "", share=2),
+            Row("in memory, single events", pulsecart(), "", share=2),
+            *(
+                Row(f"in memory, {form}", pulsecart(), "", form=form, connections=connections, share=3, rounds=rounds)
+                for form, connections, rounds in (
+                    (NDJSON, 1, 0),
+                    (GZIP, 1, 3),
+                    (ZSTD, 1, 3),
+                    (ARRAYS, 16, 3),
+                    ("arrays of 10,000", 1, 3),
+                    ("CloudEvents, batches of 100", 16, 3),
+                )
+            ),
+            Row("in memory, `pulsecart.client.send_many`", pulsecart(), "", sender="client", rounds=3),
+            Row("in memory, `pulsecart send`", pulsecart(), "", sender="send", rounds=3),
+            Row("TLS, `shards:8`, single events, 256 callers", SHARDS, "tls", connections=256),
+            Row("TLS, `shards:8`, NDJSON", SHARDS, "tls", form=NDJSON, connections=1, share=2),
+            Row("TLS, NDJSON", pulsecart(), "tls", form=NDJSON, connections=1, rounds=3),
+            *(
+                Row(f"TLS, {ARRAYS}, {name}", command, "tls", wire, form=ARRAYS, connections=16, share=share, rounds=3)
+                for name, command, wire, share in (
+                    (REST, pulsecart(), "rest", 0.5),
+                    (GO, go, "grpc", 0.5),
+                    (FASTIFY, fastify, "grpc", 0.5),
+                    (FASTAPI, peer("fastapi_awaited", "fastapi"), "grpc", 0.25),
+                    (GCLOUD_AIO, peer("gcloud_aio_awaited", "gcloud-aio"), "rest", 0.5),
+                )
+            ),
+            Row(f"in memory, {STEADY}", pulsecart(), "", rate=1000, share=0.25),
+            Row(f"in memory, {STEADY}{UPLOADING}", pulsecart(), "", rate=1000, share=0.25, uploads="to it"),
+            Row(f"in memory, {STEADY}{ELSEWHERE}", pulsecart(), "", rate=1000, share=0.25, uploads="elsewhere"),
+            Row(f"TLS, {STEADY}", pulsecart(), "tls", rate=1000, share=0.25),
+            Row(f"TLS, {STEADY}{UPLOADING}", pulsecart(), "tls", rate=1000, share=0.25, uploads="to it"),
+            Row(MILLION, SHARDS, "tls", sender="upload", events=1_000_000, rounds=1),
         ],
     ),
 }

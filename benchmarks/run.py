@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from http.client import HTTPConnection
@@ -29,9 +29,9 @@ import psutil
 from attrs import frozen
 
 from benchmarks.floor import PROJECT
-from benchmarks.load import body
+from benchmarks.forms import FORMS, INGEST, SINGLE, Form, body
 from benchmarks.report import Rounds, chart, machine, report
-from benchmarks.rows import BROKERS, FLOOR, SECTIONS, Row
+from benchmarks.rows import BROKERS, FLOOR, SECTIONS, Row, Section, pulsecart
 from pulsecart.events import load_catalog
 from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport
@@ -93,7 +93,10 @@ def free_port() -> int:
 
 @contextmanager
 def process(*command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a program until the end of the block, then stop it with SIGTERM, as an orchestrator does."""
+    """Run a program until the end of the block, then stop it with SIGTERM, as an orchestrator does.
+
+    What it writes to standard error is shown only if the block fails.
+    """
     with tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen(
             command, env=os.environ | environment, cwd=FOLDER.parent, text=True, stdout=subprocess.PIPE, stderr=log
@@ -109,24 +112,60 @@ def process(*command: str, environment: Mapping[str, str]) -> Iterator[subproces
             running.wait(START_SECONDS)
 
 
-def load(port: int, connections: int, events: int, rate: int, size: int) -> dict[str, float]:
-    """Run the load generator once."""
-    arguments = [str(FOLDER / "load.py"), *map(str, (port, connections, events, rate, size))]
+def load(port: int, row: Row, events: int) -> dict[str, float]:
+    """Apply the row's load once."""
+    if row.sender == "load":
+        arguments = ["benchmarks.load", str(port), str(row.connections), str(events), f"--rate={row.rate}"]
+        arguments += [f"--size={row.size}", f"--form={row.form}", f"--key={row.key}"]
+    else:
+        arguments = ["benchmarks.senders", row.sender, str(port), str(events)]
     output = subprocess.run(
-        [sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=LOAD_SECONDS
+        [sys.executable, "-m", *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LOAD_SECONDS,
+        cwd=FOLDER.parent,
     ).stdout
     result: dict[str, float] = json.loads(output)
     return result
 
 
-def wait_until_it_accepts(port: int, service: subprocess.Popen[str]) -> None:
+@contextmanager
+def uploading(port: int) -> Iterator[dict[str, float]]:
+    """Upload lines during the block. Afterwards, the figures of the upload are in the dictionary that it gets."""
+    figures: dict[str, float] = {}
+    command = [sys.executable, "-m", "benchmarks.senders", "upload", str(port), "0"]
+    with process(*command, environment={}) as uploader:
+        assert uploader.stdout is not None
+        if uploader.stdout.readline() != "under way\n":
+            raise RuntimeError("the upload ended early")
+        yield figures
+        uploader.send_signal(signal.SIGTERM)
+        if uploader.wait(START_SECONDS):
+            raise RuntimeError("the upload was not accepted whole")
+        figures["upload_per_second"] = json.loads(uploader.stdout.readline())["per_second"]
+
+
+@contextmanager
+def meanwhile(row: Row, port: int) -> Iterator[dict[str, float]]:
+    """Upload during the block if the row says so; see `uploading`."""
+    with ExitStack() as stack:
+        if row.uploads == "elsewhere":
+            port = free_port()
+            other = stack.enter_context(process(*pulsecart()(port), environment=QUIET | Address().environment("rest")))
+            wait_until_it_accepts(port, other)
+        yield stack.enter_context(uploading(port)) if row.uploads else {}
+
+
+def wait_until_it_accepts(port: int, service: subprocess.Popen[str], key: str = "") -> None:
     """Post events until one is answered 202."""
     end = time.monotonic() + START_SECONDS
-    head = b"POST /events/ingest HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    request = FORMS[SINGLE].request_of([FIRST], key)
     while time.monotonic() < end and service.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as connection:
-                connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(FIRST) + FIRST)
+                connection.sendall(request)
                 if connection.recv(4096).startswith(b"HTTP/1.1 202"):
                     return
         except ConnectionError:
@@ -160,31 +199,35 @@ def peak_mb(pid: int) -> float:
 def measure(row: Row, events: int, brokers: Mapping[str, Address]) -> dict[str, float]:
     """Start the row's service, apply its load, stop it, and return the figures."""
     port = free_port()
-    events, warm_up = max(1, round(events * row.share)), round(WARM_UP * row.share)
+    events, warm_up = row.events or max(1, round(events * row.share)), round(WARM_UP * row.share)
     environment = QUIET | brokers[row.broker].environment(row.wire) | dict(row.environment)
     started = time.perf_counter()
     with process(*row.command(port), environment=environment) as service:
-        wait_until_it_accepts(port, service)
+        wait_until_it_accepts(port, service, row.key)
         start_seconds = time.perf_counter() - started
         idle_mb = resident_mb(service.pid)
-        load(port, row.connections, warm_up, row.rate, row.size)
+        load(port, row, warm_up)
         before = cpu_seconds(service.pid)
-        seen = load(port, row.connections, events, row.rate, row.size)
-        seen["cpu_us"] = (cpu_seconds(service.pid) - before) / events * 1e6
-        seen |= {"start_s": start_seconds, "idle_mb": idle_mb, "peak_mb": peak_mb(service.pid)}
+        with meanwhile(row, port) as upload:
+            seen = load(port, row, events)
+        if not row.uploads:
+            seen["cpu_us"] = (cpu_seconds(service.pid) - before) / events * 1e6
+        peak = peak_mb(service.pid)
+        seen |= {"start_s": start_seconds, "idle_mb": idle_mb, "peak_mb": peak, "growth_mb": peak - idle_mb, **upload}
     output = service.stdout.read() if service.stdout else ""
     if output.startswith("{"):
         seen |= json.loads(output)
     if seen["refused"]:
-        raise RuntimeError(f"{row.name}: {seen['refused']:g} events of {events} were not accepted")
+        raise RuntimeError(f"{row.name}: {seen['refused']:g} requests for {events} events were not accepted")
     return seen
 
 
-def post(port: int, data: bytes) -> tuple[int, Any]:
-    """Post an event, and return the status and the decoded answer, which is None if it is no JSON."""
+def post(port: int, form: Form, events: Sequence[bytes]) -> tuple[int, Any]:
+    """Post events, and return the status and the decoded answer, which is None if it is no JSON."""
     connection = HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+    headers = {"Content-Type": form.content_type, **({"Content-Encoding": form.coding} if form.coding else {})}
     try:
-        connection.request("POST", "/events/ingest", data, {"Content-Type": "application/json"})
+        connection.request("POST", form.path, form.join(events), headers)
         answer = connection.getresponse()
         text = answer.read()
         return answer.status, json.loads(text) if "json" in (answer.getheader("Content-Type") or "") else None
@@ -198,14 +241,17 @@ def over_tls(row: Row) -> bool:
 
 
 def to_check(rows: Iterable[Row]) -> Iterable[Row]:
-    """Return the rows to check: each service once, with and without TLS as it is measured.
+    """Return the rows to check: each service once in each form, with and without TLS as it is measured.
 
     The floor does not validate. Telemetry and orderings change the message.
     """
     return {
-        (*row.command(0), row.wire, over_tls(row)): row
+        (*row.command(0), row.wire, over_tls(row), row.form): row
         for row in rows
-        if row.broker and row.name != FLOOR and not row.environment and "--ordering" not in row.command(0)
+        if (row.broker or row.form != SINGLE)
+        and row.name != FLOOR
+        and not row.environment
+        and "--ordering" not in row.command(0)
     }.values()
 
 
@@ -213,39 +259,56 @@ async def check(row: Row) -> None:
     """Check that a row's service publishes complete events, says their ids, and refuses invalid ones.
 
     A complete event has all that was sent, an id and a time in its data, the user as the ordering key, and exactly two
-    attributes: its type and its id.
+    attributes: its type and its id. Those of a CloudEvent have more attributes.
     """
+    form = FORMS[row.form]
     sent = [FIRST, body(1), body(2, 10_000)]
+    requests = [sent[1:]] if form.events > 1 else [[event] for event in sent[1:]]
+    invalid = [[INCOMPLETE], [UNKNOWN_FIELD]]
     port = free_port()
 
     def post_all(address: Address) -> list[tuple[int, Any]]:
         environment = QUIET | address.environment(row.wire)
         with process(*row.command(port), environment=environment) as service:
             wait_until_it_accepts(port, service)
-            return [post(port, each) for each in (*sent[1:], INCOMPLETE, UNKNOWN_FIELD)]
+            return [post(port, form, each) for each in (*requests, *invalid)]
 
     topics = sorted(load_catalog().topics)
     async with strict_pubsub(topics, project=PROJECT, tls=over_tls(row)) as server:
         address = Address(server.host, server.grpc_host, server.roots_file)
-        *accepted, incomplete, unknown_field = await asyncio.to_thread(post_all, address)
-    statuses = [status for status, _ in (*accepted, incomplete, unknown_field)]
-    if statuses[:2] != [202, 202] or not all(400 <= status < 500 for status in statuses[2:]):
-        raise RuntimeError(f"{row.name} answered {statuses}: two events were valid, two were not")
+        answers = await asyncio.to_thread(post_all, address)
+    statuses = [status for status, _ in answers]
+    accepted = len(requests)
+    if statuses[:accepted] != [202] * accepted or not all(400 <= status < 500 for status in statuses[accepted:]):
+        raise RuntimeError(f"{row.name} answered {statuses}: the first {accepted} were to be accepted")
     if len(server.confirmed) != len(sent):
         raise RuntimeError(f"{row.name} published {len(server.confirmed)} messages for {len(sent)} events")
-    for number, (asked, message) in enumerate(zip(sent, server.confirmed, strict=True)):
+    receipts = receipts_in([answer for _, answer in answers[:accepted]], form)
+    # The events of a list have different users, so they may be published in any order.
+    published = {json.loads(message.data)["order_id"]: message for message in server.confirmed}
+    for asked, receipt in zip(sent, [None, *receipts], strict=True):
+        message = published[json.loads(asked)["order_id"]]
         data = json.loads(message.data)
         event_id, timestamp = data.pop("event_id"), data.pop("timestamp")
-        answer = accepted[number - 1][1] if number else {"event_id": event_id}
+        attributes = {name: value for name, value in message.attributes.items() if not name.startswith("cloudevents_")}
         if (
             data != json.loads(asked)
             or datetime.fromisoformat(timestamp).tzinfo is None
             or message.ordering_key != data["user_id"]
-            or dict(message.attributes) != {"event_type": "order.placed", "event_id": event_id}
-            or answer["event_id"] != event_id
-            or answer.get("message_id", "1") == ""
+            or attributes != {"event_type": "order.placed", "event_id": event_id}
+            or (receipt is not None and (receipt["event_id"] != event_id or receipt.get("message_id", "1") == ""))
         ):
-            raise RuntimeError(f"{row.name} published {message} for {asked!r}, and answered {answer}")
+            raise RuntimeError(f"{row.name} published {message} for {asked!r}, and answered {receipt}")
+
+
+def receipts_in(answers: Sequence[Any], form: Form) -> list[Any]:
+    """Return what answers say about each of the two events. For lines (NDJSON), they say only how many there are."""
+    if form.path == INGEST:
+        return list(answers)
+    (answer,) = answers
+    if "ndjson" in form.content_type:
+        return [None] * int(answer["accepted"])
+    return list(answer["results"])
 
 
 def library(users: int, broker: Address) -> dict[str, Any]:
@@ -279,6 +342,12 @@ def started(names: Iterable[str]) -> Iterator[dict[str, Address]]:
             assert serves.stdout is not None
             addresses[name] = Address(**json.loads(serves.stdout.readline()))
         yield addresses
+
+
+def rows_of(section: Section, number: int) -> list[Row]:
+    """Return the rows of a round. The order alternates, so that no row always comes first or after the same other."""
+    rows = [row for row in section.rows if not row.rounds or number < row.rounds]
+    return rows if number % 2 == 0 else rows[::-1]
 
 
 def main() -> None:
@@ -321,11 +390,11 @@ def main() -> None:
             os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collects.stdout.readline().strip()
             for number in range(asked.rounds):
                 for key, section in sections.items():
-                    # Alternate the order, so that no row always comes first or after the same other row.
-                    for row in section.rows if number % 2 == 0 else section.rows[::-1]:
+                    for row in rows_of(section, number):
                         seen = measure(row, asked.events, brokers)
                         results[key][row.name].append(seen)
-                        print(f"{number + 1}/{asked.rounds} {key}: {row.name}: {seen['cpu_us']:.0f} us", flush=True)
+                        took = f"{seen['cpu_us']:.0f} us" if "cpu_us" in seen else f"p99 {seen['p99_ms']:.1f} ms"
+                        print(f"{number + 1}/{asked.rounds} {key}: {row.name}: {took}", flush=True)
                 if LIBRARY in chosen:
                     libraries.append(library(asked.users if number == asked.rounds - 1 else 0, brokers["plain"]))
         received = json.loads(collects.stdout.readline())

@@ -34,7 +34,7 @@ WINDOW = 1000
 WINDOW_BYTES = 2_000_000
 """Maximum bytes of their messages. A single message may exceed it."""
 
-TURN_SECONDS = 0.001
+TURN_SECONDS = 0.0003
 """For how long events are prepared before other tasks have their turn."""
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from asyncio import Future
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -110,10 +109,6 @@ class Inspectable(Protocol):
 
     def clear(self) -> None:
         """Remove all messages."""
-        ...
-
-    def listening(self, listener: "Callable[[PublishedMessage], None]", /) -> AbstractContextManager[None]:
-        """Within a `with` block, call a function with each message that is published."""
         ...
 
 

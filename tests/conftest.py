@@ -13,8 +13,9 @@ import pytest
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
 
-# What judges the service by its documents has requirements of its own; nox -s api installs them.
+# These have requirements of their own, which nox -s api and nox -s browser install.
 collect_ignore = [] if find_spec("schemathesis") else ["api"]
+collect_ignore += [] if find_spec("selenium") else ["browser"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

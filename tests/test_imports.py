@@ -7,6 +7,7 @@ HEAVY = (
     "starlette",
     "uvicorn",
     "httptools",
+    "httpx",
     "click",
     "dotenv",
     "google",

@@ -51,6 +51,13 @@ class Accepted(BaseModel):
     message_id: str
 
 
+class AllAccepted(BaseModel):
+    """The answer to a list."""
+
+    status: Literal["accepted"] = "accepted"
+    results: list[Accepted]
+
+
 TOPICS = {
     "cart.item_added": "pulsecart.user-actions",
     "product.viewed": "pulsecart.user-actions",

@@ -6,12 +6,12 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -31,22 +31,16 @@ __all__ = ["command"]
 
 SERVICE = "http://127.0.0.1:8000"
 
-WAIT_SECONDS = 2
-"""How long the service waits for a message before it answers. A service that stops waits for this answer."""
-
-ANSWER_SECONDS = 30.0
-"""Maximum seconds without a byte from the service."""
+SILENT_SECONDS = 60.0
+"""Maximum seconds without a byte from the service, which sends a comment every 15 seconds."""
 
 MAX_PROBLEM_BYTES = 65_536
 
 
-class _Shown(msgspec.Struct):
+class _Entry(msgspec.Struct):
     message_id: str
+    attributes: dict[str, str]
     data: msgspec.Raw
-
-
-class _List(msgspec.Struct):
-    messages: list[_Shown]
 
 
 class _Problem(msgspec.Struct):
@@ -58,18 +52,17 @@ class _Problem(msgspec.Struct):
 @click.option("--from", "url", metavar="URL", help=f"The service to follow.  [default: {SERVICE}]")
 @click.option("--topic", "topics", metavar="TOPIC", multiple=True, help="The topic to follow; can be repeated.")
 @click.option("--event-type", metavar="TYPE", help="Print only events of this type.")
-@click.option("--new", is_flag=True, help="Leave out what the service has published before.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
 @click.option("--key", envvar="PULSECART_KEY", show_envvar=True, help="The key to send to the service.")
-def command(  # noqa: PLR0913 (an argument for each option)
-    url: str | None, topics: tuple[str, ...], event_type: str | None, *, new: bool, count: int | None, key: str | None
+def command(
+    url: str | None, topics: tuple[str, ...], event_type: str | None, count: int | None, key: str | None
 ) -> None:
     """Print events as they are published, one JSON object a line (NDJSON), in order for each user.
 
     The lines can be sent: `pulsecart tail | pulsecart send - --to URL` keeps ids, times, numbers and order.
 
-    Without --topic, it follows a service in development on the memory transport: first what it has published before,
-    unless --new is given.
+    Without --topic, it follows a service in development on the memory transport or the emulator. It begins with the
+    events that the service has kept, at most 16 MB.
 
     With --topic, it follows topics on Pub/Sub, or on the emulator at PUBSUB_EMULATOR_HOST, by a subscription of its
     own to each, which is deleted at the end, and expires after a day if this command was killed. GCP_PROJECT_ID is the
@@ -82,8 +75,8 @@ def command(  # noqa: PLR0913 (an argument for each option)
       1  the service or the broker cannot be followed, or the output is closed
       2  an argument or a setting does not work
     """  # noqa: D301 (\b is click's)
-    if topics and (url or new):
-        raise click.UsageError("--from and --new are about a service: leave them out with --topic")
+    if topics and url:
+        raise click.UsageError("--from names a service to follow, --topic a topic: use one of them")
     output = _Output(count)
     with suppress(KeyboardInterrupt, _Enough):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -91,8 +84,7 @@ def command(  # noqa: PLR0913 (an argument for each option)
             with suppress(asyncio.CancelledError):  # by SIGTERM
                 asyncio.run(_follow_topics(topics, event_type or "", output))
         else:
-            for lines in _service(url or SERVICE, event_type or "", key, new=new):
-                output.write(lines)
+            _follow_service(url or SERVICE, event_type or "", key, output)
 
 
 class _Enough(Exception):
@@ -105,7 +97,7 @@ class _Output:
             raise click.UsageError("standard output is closed")
         self._left = count
 
-    def write(self, events: "Iterator[tuple[str, bytes]]") -> None:
+    def write(self, events: Iterable[tuple[str, bytes]]) -> None:
         """Print events, each given by its message id and its data."""
         for message_id, data in events:
             try:
@@ -123,47 +115,56 @@ class _Output:
         sys.stdout.buffer.flush()
 
 
-def _service(url: str, event_type: str, key: str | None, *, new: bool) -> "Iterator[Iterator[tuple[str, bytes]]]":
-    """Follow the messages that a service lists."""
+def _follow_service(url: str, event_type: str, key: str | None, output: _Output) -> None:
+    """Print what is on the stream of a service. It raises `ClickException` if the stream ends."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise click.BadParameter(f"{url!r} is not a URL such as {SERVICE}", param_hint="--from")
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise click.BadParameter("a key is printable ASCII characters, without spaces", param_hint="--key")
-    address = f"{url.rstrip('/')}/dev/messages"
-    filters = {"event_type": event_type} if event_type else {}
-    after = ""
-    if new and (before := _get(address, filters, key)):
-        after = before[-1].message_id
-    while True:
-        messages = _get(address, filters | {"after": after, "wait": str(WAIT_SECONDS)}, key)
-        yield ((message.message_id, bytes(message.data)) for message in messages)
-        after = messages[-1].message_id if messages else after
-
-
-def _get(address: str, query: dict[str, str], key: str | None) -> list[_Shown]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(f"{address}?{urlencode(query)}", headers=headers)  # noqa: S310 (checked)
+    address = f"{url.rstrip('/')}/dev/stream"
+    request = urllib.request.Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310
     # A service in development is on this machine, or in its network, not behind the proxy of a company.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
-            return msgspec.json.decode(answer.read(), type=_List).messages
+        with opener.open(request, timeout=SILENT_SECONDS) as stream:
+            for kind, data in _server_sent(stream):
+                if kind == b"message":
+                    entry = msgspec.json.decode(data, type=_Entry)
+                    if event_type in ("", entry.attributes.get("event_type")):
+                        output.write([(entry.message_id, bytes(entry.data))])
     except urllib.error.HTTPError as error:
         with error:
             raise click.ClickException(_explain(address, error)) from None
+    except BrokenPipeError:  # of the output
+        raise
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise click.ClickException(f"{address} does not answer: {reason}. Is `pulsecart serve` running?") from None
     except msgspec.MsgspecError:
         raise click.ClickException(f"{address} does not answer like pulsecart") from None
+    raise click.ClickException(f"{address} has ended")
+
+
+def _server_sent(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the type and the data of each event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    kind, data = b"", []
+    for line in lines:
+        name, _, value = line.rstrip(b"\n").partition(b": ")
+        if name == b"event":
+            kind = value
+        elif name == b"data":
+            data.append(value)
+        elif not name and not value:
+            yield kind, b"\n".join(data)
+            kind, data = b"", []
 
 
 def _explain(address: str, error: urllib.error.HTTPError) -> str:
     if error.code == 404:
         return (
-            f"{address} does not exist: pulsecart lists messages only in development, on the memory transport. "
-            "Otherwise use --topic"
+            f"{address} does not exist: pulsecart streams events only in development, on the memory transport or the "
+            "emulator. Otherwise use --topic"
         )
     try:
         detail = msgspec.json.decode(error.read(MAX_PROBLEM_BYTES), type=_Problem).detail

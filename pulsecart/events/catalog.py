@@ -12,7 +12,7 @@ from pulsecart.errors import DefinitionError, Fault, InvalidEvent, MissingEventT
 from pulsecart.events.base import Event, declared, describe, id_of
 from pulsecart.events.codec import decode
 from pulsecart.events.faults import MAX_FAULTS, below, shortened
-from pulsecart.events.schema import body_schema
+from pulsecart.events.schema import check
 from pulsecart.events.structure import faults, known, prepare, structure
 from pulsecart.events.write import prepare_writing
 from pulsecart.suggest import closest, nearest
@@ -41,7 +41,7 @@ class Catalog:
                 )
             prepare(cls)
             prepare_writing(cls)
-            body_schema(cls)  # like the two above, so that errors occur at startup
+            check(cls)  # like the two above, so that errors occur at startup
 
     def __iter__(self) -> Iterator[type[Event]]:
         return iter(self._classes.values())
@@ -92,7 +92,7 @@ class Catalog:
 
         Raises `MalformedBody`, `MissingEventType`, `UnknownEventType` or `InvalidEvent`.
         """
-        document = decode(data)
+        document = dict(decode(data))
         event_type = document.get("event_type")
         if type(event_type) is str and event_type in self._classes:
             del document["event_type"]

@@ -26,7 +26,7 @@ from pulsecart.events.fieldtypes import AsReceived, UtcDatetime, fields_of, read
 from pulsecart.events.lazy import decode_value
 from pulsecart.events.structure import faults
 
-__all__ = ["DIALECT", "Definitions", "body_schema", "example", "json_line", "json_text"]
+__all__ = ["DIALECT", "Definitions", "body_schema", "check", "example", "json_line", "json_text"]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -68,6 +68,15 @@ def json_line(value: Any) -> str:
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+def check(cls: type) -> None:
+    """Check that the schema of an event class can be made, and that the examples of its fields are valid.
+
+    Validators do not run if no field has an example. Raises `DefinitionError`, naming class and field.
+    """
+    Definitions("#/$defs/").event(cls)
+    _example(cls, only_stated=True)
 
 
 def _body_schema(cls: Any) -> Schema:
@@ -288,10 +297,15 @@ _SAMPLES: dict[Any, Any] = {
 }
 
 
-def _example(cls: Any) -> dict[str, Any] | None:
+_OF_EVERY_EVENT = {below("", attribute.name) for attribute in attrs.fields(Event)}
+
+
+def _example(cls: Any, *, only_stated: bool = False) -> dict[str, Any] | None:
     examples = _Examples()
     try:
         document = {"event_type": cls.event_type, **examples.of_event(cls)}
+        if only_stated and not examples.stated.keys() - _OF_EVERY_EVENT:
+            return None
         fields = decode(_encoder.encode(document))
         del fields["event_type"]
         found = faults(fields, cls)

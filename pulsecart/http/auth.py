@@ -31,17 +31,27 @@ from pulsecart.access.sources import Source, Sources, Subject
 from pulsecart.http.problems import Problem, ProblemError
 from pulsecart.telemetry.logs import EventLog
 
-__all__ = ["Guard", "Tokens", "is_dev", "name_of", "require_credit", "source_of"]
+__all__ = ["Guard", "Tokens", "is_dev", "name_of", "refusal_of", "require_credit", "source_of"]
 
 _SOURCE = "pulsecart.source"
 """The key of the source in the ASGI scope."""
 
+_REFUSAL = "pulsecart.refusal"
+"""The key, in the ASGI scope, of the problem of a request for the console that is not authenticated."""
+
 _KEY = PREFIX.encode()
+
+_CONSOLE = "/dev"
 
 
 def source_of(scope: Scope) -> Source | None:
     """Return the source of a request, or None if callers are not authenticated."""
     return scope.get(_SOURCE)
+
+
+def refusal_of(scope: Scope) -> Problem | None:
+    """Return the problem of a request that is not authenticated, but answered with a page that asks for a key."""
+    return scope.get(_REFUSAL)
 
 
 def name_of(source: Source | None) -> str:
@@ -112,14 +122,25 @@ class Guard:
     def protect_routes(self, app: ASGIApp, routes: Collection[BaseRoute], hot: Collection[str]) -> ASGIApp:
         """Return an application of which only sources can reach `/dev` and the routes with these hot paths.
 
+        The console is the exception: a browser without credentials gets it with the status 401, and it asks for a key.
+
         The router's patterns match a little more than the table of hot routes: a path with a line break at its end,
         for example. What it answers to others leaves a body unread: it cannot be of use.
         """
         protected = self.protect(app)
 
+        async def asking(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                scope[_SOURCE] = await self._identify(scope)
+            except (Unauthenticated, KeysUnavailable) as error:
+                scope[_REFUSAL] = _problem(error, closes=_has_body(scope))
+            await app(scope, receive, send)
+
         async def partly_protected(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
                 await app(scope, receive, send)
+            elif _wants_console(routes, scope):
+                await asking(scope, receive, send)
             elif any(_needs_source(route, scope, hot) for route in routes):
                 await protected(scope, receive, send)
             else:
@@ -160,6 +181,16 @@ def _needs_source(route: BaseRoute, scope: Scope, hot: Collection[str]) -> bool:
     if is_dev(path):
         return route.matches(scope)[0] is not Match.NONE
     return path in hot and route.matches(scope)[0] is Match.FULL
+
+
+def _wants_console(routes: Collection[BaseRoute], scope: Scope) -> bool:
+    """Return whether this is a browser that opens the console.
+
+    A browser can send no key with that. The page itself holds nothing that is not public.
+    """
+    if not any(name == b"accept" and b"text/html" in value for name, value in scope["headers"]):
+        return False
+    return any(getattr(route, "path", "") == _CONSOLE and route.matches(scope)[0] is Match.FULL for route in routes)
 
 
 def _has_body(scope: Scope) -> bool:

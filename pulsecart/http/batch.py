@@ -118,7 +118,7 @@ class Batch:
         if kind in LINES:
             with self._bodies.streaming(WINDOW_BYTES + self._bodies.body_limit):
                 return await self._publish_lines(request)
-        raise unsupported_type(request.content_type, ", ".join((ARRAY, *LINES)))
+        raise unsupported_type(request.content_type, ARRAY, *LINES)
 
     async def _publish_lines(self, request: Request) -> Response:
         results = Results(request, self._log, self._observer, stream=True)

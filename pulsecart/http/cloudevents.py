@@ -39,8 +39,8 @@ class CloudEvents:
                 may_be_empty=True,
             )
         if not kind or (kind.startswith(_STRUCTURED) and kind != f"{_STRUCTURED}+json"):
-            accepted = f"{_STRUCTURED}+json, {_BATCHED}+json or, with the attributes in headers, application/json"
-            raise unsupported_type(request.content_type, accepted)
+            accepted = (f"{_STRUCTURED}+json", f"{_BATCHED}+json", "application/json")
+            raise unsupported_type(request.content_type, *accepted)
         coding = request.coding
         require_credit(request.source)
         body = await self._bodies.read(request.declared, request.receive, coding=coding)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pulsecart.access.sources import Source
 from pulsecart.errors import BrokerRefused, EventError, PublishError
 from pulsecart.http.auth import name_of, source_of
+from pulsecart.http.dev.feed import Feed
 from pulsecart.http.formats.coding import coding_of
 from pulsecart.http.idempotency import IdempotencyKey
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of, unsupported
@@ -78,11 +79,19 @@ class Request:
         return producer.prepare(document, caller=self.source, new_event_id=new_event_id, attributes=attributes)
 
 
-def endpoint(route: str, answer: Callable[[Request], Awaitable[Response]], log: EventLog) -> ASGIApp:
-    """Return the ASGI application of a route. It answers and logs what `answer` raises."""
+def endpoint(
+    route: str, answer: Callable[[Request], Awaitable[Response]], log: EventLog, feed: Feed | None = None
+) -> ASGIApp:
+    """Return the ASGI application of a route. It answers and logs what `answer` raises.
+
+    Requests that it rejects are recorded in the feed, if there is one.
+    """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
+        if feed is not None:
+            rejectable = feed.rejectable(scope, receive)
+            receive = rejectable.receive
         source = source_of(scope)
         try:
             headers = _headers(scope)
@@ -101,6 +110,8 @@ def endpoint(route: str, answer: Callable[[Request], Awaitable[Response]], log: 
             # If it were raised, the server would log a traceback for each request.
             response = DEFECT.response()
             log.defect(error, DEFECT.type, perf_counter() - started, name_of(source))
+        if feed is not None and response.status_code >= 400 and response.body:
+            await rejectable.reject(response.status_code, bytes(response.body))
         await response(scope, receive, send)
 
     return application
@@ -125,16 +136,15 @@ def media_type(content_type: bytes) -> str:
 
 def require_json(content_type: bytes) -> None:
     """Raise `ProblemError` (415) unless the media type is `application/json`."""
-    if media_type(content_type) != "application/json":
+    if content_type != b"application/json" and media_type(content_type) != "application/json":
         raise unsupported_type(content_type, "application/json")
 
 
-def unsupported_type(content_type: bytes, accepted: str) -> ProblemError:
-    """Return the error for a media type, given what is accepted."""
-    sent = content_type.decode("latin-1")[:100]
-    return unsupported(
-        f"Content-Type must be {accepted}; this request has {f'{sent!r}' if sent else 'none'}.", {"Accept": accepted}
-    )
+def unsupported_type(content_type: bytes, *accepted: str) -> ProblemError:
+    """Return the error (415) for a media type, given those that are accepted."""
+    sent = repr(content_type.decode("latin-1")[:100]) if content_type else "none"
+    detail = f"Content-Type must be {' or '.join(accepted)}; this request has {sent}."
+    return unsupported(detail, {"Accept": ", ".join(accepted)})
 
 
 def log_failure(log: EventLog, error: Exception, problem: Problem, seconds: float, source: Source | None) -> None:

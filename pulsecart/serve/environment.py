@@ -26,6 +26,9 @@ _SERVICE_LINK = re.compile(
     r"|PORT=(tcp|udp|sctp)://.*)"
 )
 
+_OF_OTHER_COMMANDS = ("PULSECART_KEY",)
+"""Variables that are not settings of the service."""
+
 
 def load_settings() -> Settings:
     """Read `.env` into the environment, where it overrides nothing, then read the settings.
@@ -95,7 +98,7 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
         likely |= {variable.removeprefix("PULSECART_"): variable, setting.name.upper(): variable}
     problems = []
     for variable in environment:
-        if variable.startswith("PULSECART_") and variable not in likely.values():
+        if variable.startswith("PULSECART_") and variable not in {*likely.values(), *_OF_OTHER_COMMANDS}:
             near = closest(variable.removeprefix("PULSECART_"), likely)
             problems.append(f"{variable} is not a setting" + (f"; did you mean {likely[near]}?" if near else ""))
     return problems

@@ -92,7 +92,7 @@ class Settings:
         "PULSECART_DOCS",
         _WHAT,
         ("true", "false"),
-        "Whether /schemas, /openapi.json and /asyncapi.json are served: true or false.",
+        "Whether /docs, /schemas, /openapi.json and /asyncapi.json are served: true or false.",
         default=Factory(lambda self: "true" if self.environment == "dev" else "false", takes_self=True),
         shown="true in development, else false",
     )
@@ -389,7 +389,7 @@ class Settings:
         "PULSECART_DEV_HOSTS",
         _DEVELOPMENT,
         "HOSTS",
-        "Host names, addresses and networks that may use /dev/messages in addition to loopback, separated by commas.",
+        "Host names, addresses and networks that may use /dev in addition to loopback, separated by commas.",
         default=(),
         parse=values.names,
         validator=values.host_names,
@@ -440,6 +440,11 @@ class Settings:
     def uses_oidc(self) -> bool:
         """Whether tokens of identity providers are accepted."""
         return "oidc" in self.auth
+
+    @property
+    def has_dev(self) -> bool:
+        """Whether there are `/dev` routes: in development, unless events go to real Pub/Sub."""
+        return self.environment == "dev" and self.transport != "pubsub"
 
     def may_use_dev(self, host: str) -> bool:
         """Return whether a host, by name or address, may use the `/dev` routes: loopback and `dev_hosts` may."""

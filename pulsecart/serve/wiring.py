@@ -15,19 +15,18 @@ from starlette.types import ASGIApp
 
 from pulsecart.errors import BrokerUnavailable, SettingsError
 from pulsecart.events import Catalog
-from pulsecart.http import docs
+from pulsecart.http import dev, docs
 from pulsecart.http.batch import BATCH, Arrays, Batch
 from pulsecart.http.body import Bodies
 from pulsecart.http.cloudevents import CLOUDEVENTS, CloudEvents
 from pulsecart.http.cors import Cors
-from pulsecart.http.dev import messages
 from pulsecart.http.dispatch import Application
 from pulsecart.http.drain import Drain
 from pulsecart.http.endpoint import Request, endpoint
 from pulsecart.http.health import alive, ready
 from pulsecart.http.ingest import INGEST, VALIDATE, Ingest, Validate
 from pulsecart.http.problems import EXCEPTION_HANDLERS
-from pulsecart.ports import UNOBSERVED, Inspectable, Observer, TopicAdmin, Transport
+from pulsecart.ports import UNOBSERVED, Observer, TopicAdmin, Transport
 from pulsecart.producer import Producer
 from pulsecart.serve.access import Access
 from pulsecart.serve.environment import load_settings
@@ -53,18 +52,19 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     admin: TopicAdmin | None = None
     if transport is None:
         transport, admin = _make_transport(settings, telemetry)
+    feed = dev.Feed(transport, trace_url=settings.trace_url) if settings.has_dev else None
     producer = Producer(
         transport,
         catalog=catalog,
         ordering=settings.orderings,
         size_limit=settings.size_limit,
-        observer=telemetry,
+        observer=feed.observing(telemetry) if feed else telemetry,
     )
     if not structlog.is_configured():
         logs.configure(settings.log_level, settings.project)
     event_log = logs.EventLog(personal_data=personal_data)
 
-    drain = Drain(transport, settings.drain_delay)
+    drain = Drain(transport, settings.drain_delay, *([feed.end] if feed else []))
 
     async def missing_topics() -> list[str]:
         return await transport.check(catalog.topics)
@@ -88,15 +88,15 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
             event_log.flush()
         await asyncio.to_thread(logs.flush)
 
-    hot = _events(settings, transport, producer, event_log, telemetry)
+    hot = _events(settings, transport, producer, event_log, telemetry, feed=feed)
     routes = [
         *(Route(path, application, methods=[method]) for (method, path), application in hot.items()),
         Route("/health", alive),
         Route("/livez", alive),
         Route("/readyz", ready(missing_topics, drain)),
     ]
-    if settings.environment == "dev" and isinstance(transport, Inspectable):
-        routes.append(Route("/dev/messages", messages(transport, settings.may_use_dev), methods=["GET", "DELETE"]))
+    if feed:
+        routes += dev.routes(feed, settings.may_use_dev)
     routes += _documents(settings, catalog, routes)
     app = Application(
         hot,
@@ -111,8 +111,14 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     return app
 
 
-def _events(
-    settings: Settings, transport: Transport, producer: Producer, log: logs.EventLog, telemetry: Telemetry
+def _events(  # noqa: PLR0913 (the parts)
+    settings: Settings,
+    transport: Transport,
+    producer: Producer,
+    log: logs.EventLog,
+    telemetry: Telemetry,
+    *,
+    feed: dev.Feed | None,
 ) -> dict[tuple[str, str], ASGIApp]:
     """Return the routes that take events, by method and path."""
     bodies = Bodies(
@@ -142,7 +148,7 @@ def _events(
         CLOUDEVENTS: CloudEvents(producer, bodies, ingest, arrays),
         VALIDATE: Validate(validating, bodies),
     }
-    return {("POST", path): endpoint(path, answer, log) for path, answer in answers.items()}
+    return {("POST", path): endpoint(path, answer, log, feed) for path, answer in answers.items()}
 
 
 def _documents(settings: Settings, catalog: Catalog, routes: list[Route]) -> list[Route]:

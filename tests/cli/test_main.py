@@ -25,6 +25,7 @@ def test_help_lists_the_commands():
     assert re.findall(r"^  (\w+)  +\S", run("--help").stdout.partition("Commands:")[2], re.MULTILINE) == [
         "keys",
         "schema",
+        "send",
         "serve",
         "tail",
         "trace",
@@ -42,7 +43,7 @@ def test_help_does_not_load_the_server():
     """`pulsecart --help` is fast: it loads neither the server nor Google's packages."""
     program = (
         "import sys\nfrom pulsecart.cli import main\nmain(['--help'], standalone_mode=False)\n"
-        "sys.exit(' '.join({'uvicorn', 'starlette', 'grpc', 'google', 'structlog'} & set(sys.modules)))"
+        "sys.exit(' '.join({'uvicorn', 'starlette', 'grpc', 'google', 'structlog', 'httpx'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert ended.stderr.strip() == ""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -112,28 +113,29 @@ def test_tail_follows_a_service(service):
     assert tail.errors == b""
 
 
-def test_tail_leaves_out_what_was_before(service):
-    """With --new only later events are printed, and with --event-type those of the type; --count ends it with 0."""
-    post(service, order(1))
+def test_tail_filters_and_counts(service):
+    """With --event-type only events of the type are printed; --count ends it with 0."""
     viewed = {"event_type": "product.viewed", "user_id": "u1", "session_id": "s", "payload": {}, "event_id": "v1"}
-    with tailing("--from", service, "--new", "--event-type", "order.placed", "--count", "2") as tail:
-        numbers = iter(range(2, 10_000))
-        until(lambda: post(service, order(next(numbers))) and tail.lines)
-        post(service, json.dumps(viewed).encode())
-        post(service, order(99_999))
+    post(service, json.dumps(viewed).encode())
+    post(service, order(1))
+    with tailing("--from", service, "--event-type", "order.placed", "--count", "2") as tail:
+        tail.wait_for(1)
+        post(service, json.dumps(viewed | {"event_id": "v2"}).encode())
+        post(service, order(2))
+        post(service, order(3))
         assert tail.end() == 0
-        events = tail.wait_for(2)
-    assert len(events) == 2
-    assert "e1" not in {event["event_id"] for event in events}
-    assert {event["event_type"] for event in events} == {"order.placed"}
+    assert [json.loads(line)["event_id"] for line in tail.lines] == ["e1", "e2"]
 
 
-def test_tail_starts_before_the_first_event(service):
-    """With --new and an empty service, it waits, and SIGTERM ends it with 0."""
-    with tailing("--from", service, "--new") as tail:
-        numbers = iter(range(10_000))
-        until(lambda: post(service, order(next(numbers))) and tail.lines)
+def test_tail_waits_for_the_first_event(service):
+    """On an empty service it waits; rejected requests are no events; SIGTERM ends it with 0."""
+    with tailing("--from", f"{service}/") as tail:
+        with pytest.raises(urllib.error.HTTPError):
+            post(service, b"{}")
+        post(service, order(1))
+        tail.wait_for(1)
         assert tail.end(signal.SIGTERM) == 0
+    assert len(tail.lines) == 1
 
 
 def test_lines_of_tail_can_be_sent(service, tmp_path):
@@ -177,13 +179,13 @@ def test_closed_output_ends_it(service):
 
 
 def test_service_that_stops_ends_it(tmp_path):
-    """When the service goes away, it ends with 1 and says so. The service does not wait for it for long."""
+    """When the service goes away, it ends with 1 and says so. The service does not wait for it."""
     with serving("--transport", "memory", cwd=tmp_path) as served, tailing("--from", served.url) as tail:
         post(served.url, order(1))
         tail.wait_for(1)
         assert served.stop() == 0
         assert tail.end() == 1
-    assert b"does not answer" in tail.errors
+    assert b"/dev/stream has ended" in tail.errors
 
 
 def test_key_is_sent(tmp_path):
@@ -231,11 +233,11 @@ def answering(status, body):
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (404, b"{}", "does not exist: pulsecart lists messages only in development, on the memory transport"),
+        (404, b"{}", "does not exist: pulsecart streams events only in development"),
         (403, b'{"type":"forbidden-host","detail":"The peer is not listed."}', "answers 403: The peer is not listed."),
         (500, b"<html>", "answers 500: there is no explanation"),
-        (200, b"<html>", "does not answer like pulsecart"),
-        (200, b'{"messages":[{}]}', "does not answer like pulsecart"),
+        (200, b"<html>\n", "/dev/stream has ended"),
+        (200, b"event: message\ndata: {}\n\n", "does not answer like pulsecart"),
     ],
 )
 def test_other_answers_are_explained(status, body, message):
@@ -247,9 +249,15 @@ def test_other_answers_are_explained(status, body, message):
     assert "Traceback" not in ended.stderr
 
 
+def streamed(*messages):
+    return b": comment\n\n" + b"".join(b"id: 1\nevent: message\ndata: %b\n\n" % message for message in messages)
+
+
 def test_message_that_is_no_event_is_left_out():
     """What would be no line of NDJSON is reported, and the next event is printed."""
-    body = b'{"messages":[{"message_id":"7","data":[1]},{"message_id":"8","data":{"a":1}}]}'
+    body = streamed(
+        b'{"message_id":"7","attributes":{},"data":[1]}', b'{"message_id":"8","attributes":{},"data":{"a":1}}'
+    )
     with answering(200, body) as url:
         ended = run("tail", "--from", url, "--count", "1")
     assert (ended.returncode, ended.stdout) == (0, '{"a":1}\n')
@@ -258,7 +266,7 @@ def test_message_that_is_no_event_is_left_out():
 
 def test_proxy_of_the_environment_is_not_used():
     """A service in development is called directly."""
-    with answering(200, b'{"messages":[{"message_id":"8","data":{"a":1}}]}') as url:
+    with answering(200, streamed(b'{"message_id":"8","attributes":{},"data":{"a":1}}')) as url:
         ended = run("tail", "--from", url, "--count", "1", env=os.environ | {"http_proxy": "http://127.0.0.1:1"})
     assert ended.stdout == '{"a":1}\n'
 
@@ -269,7 +277,7 @@ def test_nobody_listens():
         port = free.getsockname()[1]
     ended = run("tail", "--from", f"http://127.0.0.1:{port}/")
     assert ended.returncode == 1
-    assert f"http://127.0.0.1:{port}/dev/messages does not answer: " in ended.stderr
+    assert f"http://127.0.0.1:{port}/dev/stream does not answer: " in ended.stderr
     assert "Is `pulsecart serve` running?" in ended.stderr
 
 
@@ -281,8 +289,7 @@ def test_nobody_listens():
         (["--from", "http://"], "is not a URL"),
         (["--key", "a b"], "a key is printable ASCII characters"),
         (["--key", "é"], "a key is printable ASCII characters"),
-        (["--topic", "t", "--new"], "leave them out with --topic"),
-        (["--topic", "t", "--from", "http://x"], "leave them out with --topic"),
+        (["--topic", "t", "--from", "http://x"], "--from names a service to follow, --topic a topic"),
         (["--count", "0"], "--count"),
         (["--topic", "t"], "set GCP_PROJECT_ID to the project of the topic, or PUBSUB_EMULATOR_HOST"),
     ],

@@ -131,8 +131,8 @@ def test_schema_and_validator_agree(cls):
         assert verdicts[-1] == accepts(document), document
 
     agree()
-    assert verdicts.count(True) > 30
-    assert verdicts.count(False) > 30
+    assert verdicts.count(True) > 10
+    assert verdicts.count(False) > 10
 
 
 @given(ANYTHING)

@@ -110,12 +110,14 @@ class Proxy:
             await flows.wait()
             await link.flows.wait()
             link.chunks += 1
-            if flows is self.answers:
-                await asyncio.sleep(self.delay)
-                if random.random() < self.spoiled:
-                    writer.write(random.choice([chunk[: len(chunk) // 2], random.randbytes(100)]))
-                    await writer.drain()
-                    break
+            if flows is self.answers and random.random() < self.spoiled:
+                writer.write(random.choice([chunk[: len(chunk) // 2], random.randbytes(100)]))
+                await writer.drain()
+                break
+            if flows is self.answers and self.delay:
+                # Meanwhile others are read: answers that share a connection are late by the same time.
+                asyncio.get_running_loop().call_later(self.delay, writer.write, chunk)
+                continue
             writer.write(chunk)
             await writer.drain()
         raise ConnectionResetError  # one end closed: so does the other

@@ -125,7 +125,7 @@ async def test_rejected_message_among_thousands(start, strictly, judge_by_server
         server.poison = b"poison-pill"
         server.latency = 0.02
         callers = start(crowd(served.url, load, [f"user-{n}" for n in range(100)], 20 * scale))
-        async with httpx.AsyncClient(base_url=served.url) as client:
+        async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
             for number in range(10):
                 body = {
                     "event_type": "order.placed",

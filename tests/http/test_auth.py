@@ -294,3 +294,21 @@ async def test_request_keeps_the_sources_it_began_with(tmp_path, order_json):
                 await asyncio.sleep(0.05)
         go_on.set()
         assert (await begun).status_code == 202
+
+
+async def test_browser_is_asked_for_a_key(tmp_path):
+    """A browser gets the console with a 401, since it can send no key with that; what it shows still needs one."""
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    async with guarded(tmp_path) as client:
+        response = await client.get("/dev", headers=browser)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["content-type"] == "text/html; charset=utf-8"
+        with_key = await client.get("/dev", headers=browser | {"Authorization": f"Bearer {KEY}"})
+        assert (with_key.status_code, with_key.content) == (200, response.content)
+        problem(await client.get("/dev", headers=browser | {"Host": "evil.example"}), 403, "forbidden-host")
+        for path in ("/dev/messages", "/dev/rejected", "/dev/stream"):
+            refused(await client.get(path, headers=browser))
+        refused(await client.get("/dev"))
+        refused(await client.delete("/dev", headers=browser))
+        refused(await client.get("/dev", headers={"Accept": "application/json"}))

@@ -18,17 +18,26 @@ pytestmark = pytest.mark.anyio
 LISTED = ("shop.test", "172.16.0.0/12", "testclient", "testserver")
 
 
+ROUTES = [
+    ("GET", "/dev/messages", 200),
+    ("DELETE", "/dev/messages", 204),
+    ("GET", "/dev/rejected", 200),
+    ("DELETE", "/dev/rejected", 204),
+    ("GET", "/dev", 200),
+]
+
+
 async def answers(client: Any = ("127.0.0.1", 1), host: str = "localhost:8000", **headers: str) -> bool:
-    """Return whether /dev/messages answers a peer; if not, check the problem."""
+    """Return whether the routes of development answer a peer; if not, check the problem, also of the stream."""
     app = create_app(Settings(transport="memory", dev_hosts=LISTED), transport=MemoryTransport())
     asgi = httpx.ASGITransport(app, client=client)
     async with httpx.AsyncClient(transport=asgi, base_url="http://localhost") as caller:
         responses = [
-            await caller.request(method, "/dev/messages", headers={"Host": host, **headers})
-            for method in ("GET", "DELETE")
+            await caller.request(method, path, headers={"Host": host, **headers}) for method, path, _ in ROUTES
         ]
-    if [response.status_code for response in responses] == [200, 204]:
-        return True
+        if [response.status_code for response in responses] == [status for _, _, status in ROUTES]:
+            return True
+        responses.append(await caller.get("/dev/stream", headers={"Host": host, **headers}))
     for response in responses:
         document = response.json()
         assert (response.status_code, document["type"], document["retryable"]) == (403, "forbidden-host", False)
@@ -223,23 +232,18 @@ async def test_messages_that_are_cleared_do_not_count(client, order_json):
     assert event_ids(waiting.result()) == ["2", "3"]
 
 
-@pytest.mark.parametrize(("after", "expected"), [("", "123"), ("1", "23"), ("3", ""), ("99", "123"), ("x", "123")])
-async def test_after_continues_a_list(client, order_json, after, expected):
-    """`after` gives what was published after a message; everything if that is not there any more."""
-    for number in (1, 2, 3):
-        await ingest(client, order_json(event_id=str(number)))
-    assert event_ids(await client.get(f"/dev/messages?after={after}")) == list(expected)
-
-
-async def test_wait_after_a_message(client, order_json):
-    """With `after`, only what follows counts."""
-    await ingest(client, order_json(event_id="1"))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        waiting = group.create_task(client.get("/dev/messages?after=1&wait=30"))
-        done, _ = await asyncio.wait({waiting}, timeout=0.1)
-        assert not done
-        await ingest(client, order_json(event_id="2"))
-    assert event_ids(waiting.result()) == ["2"]
+async def test_wait_ends_when_the_service_stops(order_json):
+    """A service that stops does not wait for messages: the answer has those that are there."""
+    app = create_app(Settings(transport="memory"))
+    async with (
+        asyncio.timeout(20),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
+    ):
+        async with app.router.lifespan_context(app):
+            await ingest(client, order_json(event_id="1"))
+            waiting = asyncio.create_task(client.get("/dev/messages?wait=30&count=2"))
+            await asyncio.wait({waiting}, timeout=0.1)
+        assert event_ids(await waiting) == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pulsecart.serve.settings import Settings
 from pulsecart.transports import MemoryTransport
 from tests.http.client import DEV, JSON, problem, served
 
-PATHS = ["/schemas", "/schemas/order.placed", "/openapi.json", "/asyncapi.json"]
+PATHS = ["/docs", "/schemas", "/schemas/order.placed", "/openapi.json", "/asyncapi.json"]
 PROD = Settings(transport="pubsub", environment="prod", project="shop", auth="none")
 ALL_PATHS = [
     "/events/ingest",
@@ -30,7 +30,10 @@ ALL_PATHS = [
     "/health",
     "/livez",
     "/readyz",
+    "/dev",
     "/dev/messages",
+    "/dev/rejected",
+    "/dev/stream",
 ]
 
 
@@ -110,10 +113,15 @@ async def test_openapi_is_valid_and_describes_the_routes_there_are(document):
         ("/health", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
+        ("/docs", "get"),
         ("/schemas", "get"),
         ("/schemas/{event_type}", "get"),
         ("/openapi.json", "get"),
         ("/asyncapi.json", "get"),
+        ("/dev", "get"),
+        ("/dev/stream", "get"),
+        ("/dev/rejected", "get"),
+        ("/dev/rejected", "delete"),
         ("/dev/messages", "get"),
         ("/dev/messages", "delete"),
     } | {(path, "post") for path in ALL_PATHS[:4] if path in document["paths"]}

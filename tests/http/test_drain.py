@@ -71,3 +71,27 @@ def test_application_outside_the_main_thread():
 
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(asyncio.run, live()).result() == 200
+
+
+async def test_interrupt_is_passed_to_the_server_at_once():
+    """SIGINT stops the service without delay, even with a drain delay, and streams end first."""
+    loop, stops = asyncio.get_running_loop(), []
+
+    def stop(number: int, _frame: object) -> None:
+        stops.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        async with served(settings=attrs.evolve(DEV, drain_delay=60)) as client:
+            signal.raise_signal(signal.SIGINT)
+            assert stops == [signal.SIGINT]
+            scheduled = loop.create_future()
+            loop.call_soon_threadsafe(scheduled.set_result, None)  # runs after what the handler has scheduled
+            await scheduled
+            assert (await client.get("/readyz")).status_code == 503
+            assert (await client.get("/dev/stream")).status_code == 503
+            signal.raise_signal(signal.SIGTERM)
+            assert stops == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

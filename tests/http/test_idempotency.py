@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pulsecart import BrokerUnavailable, Message
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
-from tests.http.client import POST, ingest, problem
+from pulsecart.transports import MemoryTransport
+from tests.http.client import POST, ingest, problem, served
 from tests.http.test_batch import messages, ndjson, order, post, post_lines
 
 pytestmark = pytest.mark.anyio
@@ -100,3 +102,25 @@ async def test_two_keys_are_400(client):
     problem(await client.post("/events/ingest", content=b"{}", headers=headers), 400, "malformed-request")
     headers[-1] = ("Idempotency-Key", "")
     problem(await client.post("/events/ingest", content=b"{}", headers=headers), 400, "malformed-request")
+
+
+async def test_whole_body_is_resent_after_an_outage():
+    """Consumers that drop by event id see each event of each user once, in order."""
+    outage = True
+
+    async def handler(message: Message) -> None:
+        if outage and json.loads(message.data)["payload"]["n"] == 7:
+            raise BrokerUnavailable("test")
+
+    transport = MemoryTransport(handler)
+    body = [order(n, f"u{n % 3}") for n in range(30)]
+    async with served(transport) as client:
+        assert (await post(client, body, **{"Idempotency-Key": "upload-1"})).status_code == 503
+        outage = False
+        assert (await post(client, body, **{"Idempotency-Key": "upload-1"})).status_code == 202
+    seen: dict[str, int] = {}
+    for message in transport.messages:
+        seen.setdefault(message.attributes["event_id"], message.json()["payload"]["n"])
+    assert sorted(seen.values()) == list(range(30))
+    for user in range(3):
+        assert [n for n in seen.values() if n % 3 == user] == list(range(user, 30, 3))

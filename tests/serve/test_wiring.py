@@ -14,6 +14,8 @@ from tests.http.client import ingest, problem, served
 
 pytestmark = pytest.mark.anyio
 
+DEV_PATHS = ["/dev", "/dev/messages", "/dev/rejected", "/dev/stream"]
+
 
 async def test_given_transport_is_opened_and_closed():
     """The application opens a given transport at startup and closes it at shutdown."""
@@ -57,13 +59,27 @@ async def test_missing_topics_are_created_on_the_emulator_in_development(order_j
     assert [message.ordering_key for message in server.confirmed] == ["u1", "u1"]
 
 
-async def test_dev_messages_exists_only_in_development_on_memory():
-    """In other environments and on other transports, /dev/messages is 404."""
-    emulator = Settings(transport="emulator", emulator_host="127.0.0.1:1")
+@pytest.mark.parametrize("path", DEV_PATHS)
+async def test_dev_exists_only_in_development_and_not_on_pubsub(path):
+    """In other environments, and where events go to real Pub/Sub, the routes of development are 404."""
+    pubsub = Settings(transport="pubsub", project="shop")
     staging = Settings(transport="emulator", emulator_host="127.0.0.1:1", environment="staging", auth="none")
-    for app in (create_app(emulator), create_app(staging, transport=MemoryTransport())):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            problem(await client.get("/dev/messages"), 404, "not-found")
+    for app in (create_app(pubsub), create_app(staging, transport=MemoryTransport())):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            problem(await client.get(path), 404, "not-found")
+
+
+async def test_messages_of_the_emulator_are_listed_in_development(order_json):
+    """/dev/messages lists what was published to the emulator, with the broker's message ids, until it is cleared."""
+    async with strict_pubsub(["pulsecart.commerce-events"]) as server:
+        settings = Settings(transport="emulator", emulator_host=server.host, project="test")
+        async with served(settings=settings) as client:
+            answer = (await ingest(client, order_json())).json()
+            (message,) = (await client.get("/dev/messages?user_id=u1")).json()["messages"]
+            assert (message["message_id"], message["data"]["event_id"]) == (answer["message_id"], answer["event_id"])
+            assert message["attributes"] == server.confirmed[0].attributes
+            assert (await client.delete("/dev/messages")).status_code == 204
+            assert (await client.get("/dev/messages")).json() == {"messages": []}
 
 
 def test_settings_are_read_from_the_environment_by_default(monkeypatch):
@@ -71,7 +87,7 @@ def test_settings_are_read_from_the_environment_by_default(monkeypatch):
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     routes: Callable[[], set[str]] = lambda: {route.path for route in create_app().routes}  # noqa: E731
     events = {"/events/ingest", "/events/batch", "/events/cloudevents", "/events/validate"}
-    documents = {"/schemas", "/schemas/{event_type:path}", "/openapi.json", "/asyncapi.json"}
-    assert routes() == events | {"/health", "/livez", "/readyz"} | documents
-    monkeypatch.delenv("PUBSUB_EMULATOR_HOST")
-    assert "/dev/messages" in routes()
+    documents = {"/docs", "/schemas", "/schemas/{event_type:path}", "/openapi.json", "/asyncapi.json"}
+    assert routes() == events | {"/health", "/livez", "/readyz"} | documents | set(DEV_PATHS)
+    monkeypatch.setenv("PULSECART_DOCS", "false")
+    assert not routes() & documents

@@ -423,13 +423,17 @@ async def test_cancelled_publish_does_not_affect_its_batch(server, transport):
 
 
 class Watching(Unobserved):
-    """Keeps the object that it watches."""
+    """Keeps the objects that it watches, and the error types of failed attempts."""
 
     def __init__(self) -> None:
         self.watched = []
+        self.failed = []
 
     def watch(self, loaded):
         self.watched.append(loaded)
+
+    def attempt_failed(self, error_type):
+        self.failed.append(error_type)
 
 
 async def test_no_trace_of_a_key_stays(server, wire):
@@ -578,3 +582,38 @@ async def test_close_does_not_wait_for_a_hanging_broker(server, monkeypatch, wir
         await server.received(1)
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [BrokerUnavailable] * 3
+
+
+async def test_request_that_the_server_does_not_process_is_sent_once_an_attempt():
+    """A server that ends each HTTP/2 connection before its first request gets one request for each attempt.
+
+    gRPC would send it again without a pause, and use up memory and the processor's time.
+    """
+    requests = 0
+
+    async def end_each_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        writer.write(b"\0\0\0\4\0\0\0\0\0")  # SETTINGS (RFC 9113, section 6.5)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readexactly(24)  # the preface
+            kind = b""
+            while kind != b"\1":  # HEADERS
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3]))
+                kind = head[3:4]
+            requests += 1
+            writer.write(b"\0\0\x08\7\0\0\0\0\0" + bytes(8))  # GOAWAY, which says that no request was processed
+            await writer.drain()
+        writer.close()
+
+    watching = Watching()
+    listener = await asyncio.start_server(end_each_connection, "127.0.0.1", 0)
+    host = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    limits = Limits(deadline=DEADLINE)
+    async with (
+        listener,
+        EmulatorTransport(wire="grpc", project="test", host=host, limits=limits, observer=watching) as transport,
+    ):
+        with pytest.raises(BrokerUnavailable):
+            await transport.publish(message(1))
+    assert 0 < requests <= len(watching.failed)

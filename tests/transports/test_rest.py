@@ -11,7 +11,19 @@ import pytest
 from attrs import define
 from google.oauth2.credentials import Credentials
 
-from pulsecart import Batching, BrokerRefused, BrokerUnavailable, Limits, Message, MessageRefused, Overloaded
+from pulsecart import (
+    Batching,
+    BrokerRefused,
+    BrokerUnavailable,
+    Limits,
+    Message,
+    MessageRefused,
+    Overloaded,
+    Producer,
+    PublishError,
+    Receipt,
+)
+from pulsecart.events import OrderPlaced
 from pulsecart.ports import Load, Unobserved
 from pulsecart.testing import RawAnswer, StrictPubsub, http_answer, strict_pubsub
 from pulsecart.testing.strict.certificate import Certificate, new_certificate
@@ -578,10 +590,12 @@ async def test_slow_handshake_succeeds(secure_server):
         assert await transport.publish(message(1))
 
 
-@pytest.mark.parametrize("wire", ["rest", "grpc"])
-async def test_handshake_slower_than_an_attempt_succeeds(secure_server, wire):
-    """Attempts that time out do not end a handshake that takes longer: a later attempt uses its connection."""
+# With gRPC, several attempts share a connection, so one that comes too late for an attempt is not lost.
+@pytest.mark.parametrize(("wire", "latency"), [("rest", 0.0), ("grpc", 0.0), ("grpc", 0.3)])
+async def test_handshake_slower_than_an_attempt_succeeds(secure_server, wire, latency):
+    """Attempts that time out end neither a handshake that takes longer nor its connection: a later attempt uses it."""
     secure_server.handshake_delay = 0.8
+    secure_server.latency = latency
     async with pubsub(secure_server, wire=wire, limits=Limits(deadline=1)) as transport, asyncio.timeout(10):
         published = ""
         while not published:
@@ -696,12 +710,13 @@ async def test_page_of_a_proxy_is_no_topic(server, transport):
 
 async def test_grpc_connections_are_counted_and_closed(server, observer, monkeypatch):
     """On the gRPC wire the load has the channels; one that is being replaced is closed with the transport."""
-    monkeypatch.setattr("pulsecart.transports.pubsub.admin.CHECK_SECONDS", 0.1)
     monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.05)
     limits = Limits(deadline=60)
     transport = EmulatorTransport(project="test", host=server.host, wire="grpc", limits=limits, observer=observer)
     async with transport:
         assert observer.connections == Load(connections=4)
+        await transport.check(TOPICS)  # a channel that has not connected yet would not be replaced
+        monkeypatch.setattr("pulsecart.transports.pubsub.admin.CHECK_SECONDS", 0.1)
         server.script.append(asyncio.Event())
         waiting = asyncio.create_task(transport.publish(message(1)))
         await server.received(1)
@@ -794,3 +809,42 @@ async def test_token_that_cannot_be_renewed_in_time_is_the_brokers_refusal(secur
             with pytest.raises(BrokerRefused, match="does not accept the credentials"):
                 await transport.publish(message(2))
             endpoint.answering.set()
+
+
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+async def test_upload_leaves_connections_for_single_events(server, wire):
+    """A batch of many users has requests of at most half of the connections in flight; a single event gets another."""
+    gate = asyncio.Event()
+    limit = 4 if wire == "rest" else 32
+    server.script.extend([gate] * limit)
+    async with EmulatorTransport(project="test", host=server.host, wire=wire, connections=8) as transport:
+        producer = Producer(transport, ordering={})
+        events = [OrderPlaced(user_id=f"user-{n}", order_id="o", payload={}) for n in range(limit + 20)]
+        server.topics.add("projects/test/topics/pulsecart.commerce-events")
+
+        async def upload() -> list[object]:
+            return [outcome async for outcome in producer.publish_many(events)]
+
+        uploading = asyncio.create_task(upload())
+        await server.received(limit)
+        assert await producer.publish(OrderPlaced(user_id="single", order_id="o", payload={}))
+        assert len(server.requests) == limit + 1
+        gate.set()
+        assert [type(outcome) for outcome in await uploading] == [Receipt] * len(events)
+
+
+async def test_upload_that_waits_for_its_turn_ends_with_the_transport(server, monkeypatch):
+    """Closing the transport ends an upload that waits, and nothing waits for ever."""
+    monkeypatch.setattr("pulsecart.transports.pubsub.publisher.DRAIN_SECONDS", 0.05)
+    server.script.append(asyncio.Event())
+    server.topics.add("projects/test/topics/pulsecart.commerce-events")
+    async with EmulatorTransport(project="test", host=server.host, connections=2) as transport:
+        producer = Producer(transport)
+        events = [OrderPlaced(user_id=f"user-{n}", order_id="o", payload={}) for n in range(5)]
+
+        async def upload() -> list[object]:
+            return [outcome async for outcome in producer.publish_many(events)]
+
+        uploading = asyncio.create_task(upload())
+        await server.received(1)
+    assert [isinstance(outcome, PublishError) for outcome in await uploading] == [True] * 5

@@ -8,6 +8,8 @@ from attrs import field, frozen
 from grpc import StatusCode
 
 from pulsecart import BrokerUnavailable, Catalog, Event, Fault, Message, Producer, Receipt, Transport, event
+from pulsecart.client import AsyncClient, Client, Failure, SendError
+from pulsecart.client import Receipt as Sent
 from pulsecart.events import OrderPlaced, non_empty
 from pulsecart.testing import PublishRequest, RawAnswer, ReceivedMessage, http_answer, strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PublishedMessage
@@ -42,6 +44,8 @@ async def use() -> None:
         assert_type(filled.payload, Basket)
         assert_type(filled.event_type, str)
         assert_type((await producer.publish(filled)).message_id, str)
+        async for outcome in producer.publish_many([filled, b"{}", {}, producer.prepare(filled)]):
+            assert_type(outcome, Receipt | Exception)
         assert_type(memory.messages, list[PublishedMessage])
     async with EmulatorTransport(project="p", host="127.0.0.1:8085") as emulator:
         port: Transport = emulator
@@ -57,3 +61,23 @@ async def use() -> None:
     assert_type(Fault("", "", "").pointer, str)
     BasketFilled(user_id="u", shop="s")  # type: ignore[call-arg]
     filled.shop = "t"  # type: ignore[misc]
+
+
+async def call() -> None:
+    event = OrderPlaced(user_id="u", order_id="o", payload={})
+    with Client("http://localhost", key="k") as client:
+        assert_type(client.send(event), Sent)
+        assert_type(client.send({"event_type": "order.placed"}).message_id, str | None)
+        try:
+            for receipt in client.send_many([event, {}, b"{}"]):
+                assert_type(receipt, Sent)
+        except SendError as error:
+            assert_type(error.failures, tuple[Failure, ...])
+            assert_type(error.retryable, bool)
+        for outcomes in client.send_batches([event]):
+            assert_type(outcomes, list[Sent | Failure])
+        client.send("{}")  # type: ignore[arg-type]
+    async with AsyncClient("http://localhost") as other:
+        assert_type(await other.send(b"{}"), Sent)
+        async for receipt in other.send_many(iter([event])):
+            assert_type(receipt, Sent)

@@ -44,11 +44,14 @@ const body = {
   oneOf: Object.entries(types).map(schemaOf),
 }
 
-const response = {
-  202: {
-    type: 'object',
-    properties: { status: { type: 'string' }, event_id: { type: 'string' }, message_id: { type: 'string' } },
-  },
+const accepted = {
+  type: 'object',
+  properties: { status: { type: 'string' }, event_id: { type: 'string' }, message_id: { type: 'string' } },
+}
+
+const allAccepted = {
+  type: 'object',
+  properties: { status: { type: 'string' }, results: { type: 'array', items: accepted } },
 }
 
 // With an endpoint of its own, the client takes every server for an emulator unless told otherwise, and then uses no TLS.
@@ -66,8 +69,7 @@ const app = Fastify({
   ajv: { customOptions: { discriminator: true, coerceTypes: false, removeAdditional: false } },
 })
 
-app.post('/events/ingest', { schema: { body, response } }, async (request, reply) => {
-  const event = request.body
+const publish = async (event) => {
   event.event_id ??= `evt_${randomUUID()}`
   event.timestamp ??= new Date().toISOString()
   const { event_type, event_id } = event
@@ -76,8 +78,22 @@ app.post('/events/ingest', { schema: { body, response } }, async (request, reply
     orderingKey: event.user_id,
     attributes: { event_type, event_id },
   })
-  reply.code(202)
   return { status: 'accepted', event_id, message_id: messageId }
+}
+
+app.post('/events/ingest', { schema: { body, response: { 202: accepted } } }, async (request, reply) => {
+  const answer = await publish(request.body)
+  reply.code(202)
+  return answer
+})
+
+const bodies = { type: 'array', items: body }
+const bodyLimit = 10_485_760
+
+app.post('/events/batch', { bodyLimit, schema: { body: bodies, response: { 202: allAccepted } } }, async (request, reply) => {
+  const results = await Promise.all(request.body.map(publish))
+  reply.code(202)
+  return { status: 'accepted', results }
 })
 
 for (const signal of ['SIGTERM', 'SIGINT']) {

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -69,9 +70,14 @@ type event struct {
 }
 
 type accepted struct {
-	Status    string `json:"status"`
+	Status    string `json:"status,omitempty"`
 	EventID   string `json:"event_id"`
 	MessageID string `json:"message_id"`
+}
+
+type allAccepted struct {
+	Status  string     `json:"status"`
+	Results []accepted `json:"results"`
 }
 
 // decode reads an event, validates it by its type, and completes it.
@@ -126,16 +132,51 @@ func decode(body []byte) (*event, kind, error) {
 	return &e, k, nil
 }
 
+// read returns the body of a POST request, or answers why it cannot.
+func read(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+	if r.Method != http.MethodPost {
+		http.Error(w, "use POST", http.StatusMethodNotAllowed)
+		return nil, false
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		return nil, false
+	}
+	return body, true
+}
+
+// publish hands an event to the client, which returns at once.
+func publish(ctx context.Context, topics map[string]*pubsub.Topic, e *event, k kind) (*pubsub.PublishResult, error) {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	return topics[k.topic].Publish(ctx, &pubsub.Message{
+		Data:        data,
+		OrderingKey: *e.UserID,
+		Attributes:  map[string]string{"event_type": e.EventType, "event_id": *e.EventID},
+	}), nil
+}
+
+// answer says 202.
+func answer(w http.ResponseWriter, document interface{}) {
+	text, err := json.Marshal(document)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(http.StatusAccepted)
+	w.Write(text)
+}
+
 // ingest publishes an event, and answers when the broker has confirmed it.
 func ingest(topics map[string]*pubsub.Topic) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost {
-			http.Error(w, "use POST", http.StatusMethodNotAllowed)
-			return
-		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		body, ok := read(w, r)
+		if !ok {
 			return
 		}
 		e, k, err := decode(body)
@@ -143,30 +184,62 @@ func ingest(topics map[string]*pubsub.Topic) http.HandlerFunc {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return
 		}
-		data, err := json.Marshal(e)
+		ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
+		defer cancel()
+		published, err := publish(ctx, topics, e, k)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
-		defer cancel()
-		messageID, err := topics[k.topic].Publish(ctx, &pubsub.Message{
-			Data:        data,
-			OrderingKey: *e.UserID,
-			Attributes:  map[string]string{"event_type": e.EventType, "event_id": *e.EventID},
-		}).Get(ctx)
+		messageID, err := published.Get(ctx)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		answer, err := json.Marshal(accepted{"accepted", *e.EventID, messageID})
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+		answer(w, accepted{"accepted", *e.EventID, messageID})
+	}
+}
+
+// batch publishes the events of an array, if all are valid, and answers when the broker has confirmed all.
+func batch(topics map[string]*pubsub.Topic) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, ok := read(w, r)
+		if !ok {
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusAccepted)
-		w.Write(answer)
+		var elements []json.RawMessage
+		if err := json.Unmarshal(body, &elements); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		events, kinds := make([]*event, len(elements)), make([]kind, len(elements))
+		for i, element := range elements {
+			var err error
+			if events[i], kinds[i], err = decode(element); err != nil {
+				http.Error(w, fmt.Sprintf("/%d: %v", i, err), http.StatusUnprocessableEntity)
+				return
+			}
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
+		defer cancel()
+		published := make([]*pubsub.PublishResult, len(events))
+		for i, e := range events {
+			var err error
+			if published[i], err = publish(ctx, topics, e, kinds[i]); err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+		}
+		all := allAccepted{"accepted", make([]accepted, len(events))}
+		for i, e := range events {
+			messageID, err := published[i].Get(ctx)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			all.Results[i] = accepted{EventID: *e.EventID, MessageID: messageID}
+		}
+		answer(w, all)
 	}
 }
 
@@ -208,6 +281,7 @@ func main() {
 		topics[name].EnableMessageOrdering = true
 	}
 	http.HandleFunc("/events/ingest", ingest(topics))
+	http.HandleFunc("/events/batch", batch(topics))
 	server := &http.Server{Addr: "127.0.0.1:" + os.Args[1]}
 	stopped := make(chan struct{})
 	go func() {

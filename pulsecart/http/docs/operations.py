@@ -483,14 +483,94 @@ OPERATIONS = [
         answers={200: ("AsyncAPI 3.0.", _JSON, _DOCUMENT, None)},
     ),
     Operation(
+        path="/docs",
+        id="getDocs",
+        tag="documents",
+        summary="A page with the events and routes",
+        answers={200: ("The page.", "text/html", {"type": "string"}, None)},
+    ),
+    Operation(
+        path="/dev",
+        id="getConsole",
+        tag="development",
+        summary="A page with the events as they come",
+        description="The console of a developer. A browser that has no credentials gets it with the status 401, and is "
+        "asked for a key.",
+        answers={200: ("The page.", "text/html", {"type": "string"}, None)},
+        problems=("forbidden-host",),
+    ),
+    Operation(
+        path="/dev/stream",
+        id="streamEvents",
+        tag="development",
+        summary="Messages and rejected requests as they come",
+        description="Server-sent events: `message` has what `/dev/messages` lists of a message, with its trace, "
+        "`rejected` what `/dev/rejected` lists, with the path. A stream begins with all that is kept.",
+        parameters=(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "Begin after the event with this id.",
+                "schema": {"type": "string"},
+            },
+        ),
+        answers={200: ("Events, until the service stops.", "text/event-stream", {"type": "string"}, None)},
+        problems=("forbidden-host",),
+    ),
+    Operation(
+        path="/dev/rejected",
+        id="listRejected",
+        tag="development",
+        summary="The newest requests that were rejected",
+        answers={
+            200: (
+                "The requests, newest last.",
+                _JSON,
+                {
+                    "type": "object",
+                    "required": ["rejected"],
+                    "properties": {
+                        "rejected": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["time", "status", "problem", "body"],
+                                "properties": {
+                                    "time": {"type": "string", "format": "date-time"},
+                                    "status": {"type": "integer"},
+                                    "problem": {"$ref": "#/components/schemas/Problem"},
+                                    "body": {
+                                        "type": "string",
+                                        "description": "At most 64 KiB; what is not UTF-8 is replaced.",
+                                    },
+                                },
+                            },
+                        }
+                    },
+                },
+                None,
+            )
+        },
+        problems=("forbidden-host",),
+    ),
+    Operation(
+        path="/dev/rejected",
+        method="delete",
+        id="clearRejected",
+        tag="development",
+        summary="Remove all rejected requests",
+        answers={204: ("They are gone.", "", None, None)},
+        problems=("forbidden-host",),
+    ),
+    Operation(
         path="/dev/messages",
         id="listMessages",
         tag="development",
-        summary="The newest messages on the memory transport",
+        summary="The newest messages",
         parameters=(
             *(
                 {"name": name, "in": "query", "schema": {"type": "string"}}
-                for name in ("topic", "event_type", "event_id", "user_id", "after")
+                for name in ("topic", "event_type", "event_id", "user_id")
             ),
             {"name": "wait", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 60}},
             {"name": "count", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999}},

@@ -13,6 +13,7 @@ from pulsecart.events import Catalog
 from pulsecart.events.schema import body_schema, json_text
 from pulsecart.http.docs.asyncapi import asyncapi
 from pulsecart.http.docs.openapi import openapi
+from pulsecart.http.pages import page
 from pulsecart.http.problems import Problem
 from pulsecart.suggest import nearest
 
@@ -26,13 +27,14 @@ _OPENAPI = "/openapi.json"
 
 def routes(catalog: Catalog, paths: Iterable[str], *, authenticated: bool) -> list[Route]:
     """Return the routes that describe a service with these paths: itself, the event types and their topics."""
-    own = ["/schemas", _SCHEMA, _OPENAPI, "/asyncapi.json"]
+    own = ["/docs", "/schemas", _SCHEMA, _OPENAPI, "/asyncapi.json"]
     described = [*paths, *own]
 
     def service(prefix: str) -> Any:
         return openapi(catalog, described, authenticated=authenticated, prefix=prefix)
 
     endpoints = [
+        page("docs", "base.css", "docs.css", "base.js", "form.js", "docs.js"),
         _document(lambda prefix: _list(catalog, prefix)),
         _schema(catalog),
         _document(service),

@@ -1,10 +1,11 @@
 """Publishes to the topics of a project: queues by key, requests with retries, and a check of the broker."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pulsecart.errors import BrokerUnavailable
+from pulsecart.errors import BrokerUnavailable, Overloaded
 from pulsecart.limits import Limits
 from pulsecart.message import Message
 from pulsecart.ports import Observer
@@ -55,6 +56,9 @@ class Publisher:
             observer=observer,
         )
         self._queues = KeyedQueues(sender.send, limits, copies=wire.copies, observer=observer)
+        self._batch_keys: Counter[tuple[str, str]] = Counter()
+        """How many messages of batches are in flight, by topic and ordering key."""
+        self._batch_key_ended = asyncio.Event()
         observer.watch(wire)
         self._probing = asyncio.create_task(
             keep_probing(self._reachability, self._admin.probe, lambda: self._queues.oldest is None)
@@ -75,8 +79,35 @@ class Publisher:
         published.add_done_callback(self._reachability.tried)
         return published
 
+    def admit(self, message: Message) -> "asyncio.Future[str]":
+        """Admit a message of a batch; see `Admitting.admit`.
+
+        All batches together have messages of at most `Wire.batch_keys` ordering keys in flight. Otherwise the requests
+        of an upload would take all connections, and single events would wait behind hundreds of them.
+        """
+        address = message.topic, message.ordering_key
+        if self._no_turn(address):
+            raise Overloaded("batches have messages of too many ordering keys in flight", message=message)
+        published = self.publish(message)
+        if message.ordering_key:
+            self._batch_keys[address] += 1
+            published.add_done_callback(lambda _: self._batch_message_ended(address))
+        return published
+
+    def _no_turn(self, address: tuple[str, str]) -> bool:
+        return bool(address[1]) and address not in self._batch_keys and len(self._batch_keys) >= self._wire.batch_keys
+
+    def _batch_message_ended(self, address: tuple[str, str]) -> None:
+        self._batch_keys[address] -= 1
+        if not self._batch_keys[address]:
+            del self._batch_keys[address]
+            self._batch_key_ended.set()
+
     async def room(self, message: Message) -> None:
-        """Wait until there is room for a message; see `KeyedQueues.room`."""
+        """Wait until a message of a batch may be admitted; see `Admitting.room`."""
+        while self._no_turn((message.topic, message.ordering_key)):
+            self._batch_key_ended.clear()
+            await self._batch_key_ended.wait()
         await self._queues.room(message)
 
     async def check(self, topics: Iterable[str]) -> list[str]:

@@ -40,7 +40,7 @@ class RemoteTransport(ABC):
 
     def admit(self, message: Message) -> "asyncio.Future[str]":
         """Take a message without waiting; see `Admitting`."""
-        return self._open().publish(message)
+        return self._open().admit(message)
 
     async def room(self, message: Message) -> None:
         """Wait until there is room for a message; see `Admitting`."""

@@ -41,6 +41,9 @@ class Wire(Protocol):
     copies: int
     """How many copies of a message are in memory while it is published, the message included."""
 
+    batch_keys: int
+    """Of how many ordering keys batches may have messages in flight, so that single events find a connection."""
+
     async def publish(
         self, topic: str, key: str, messages: Sequence[Message], deadline: float, metadata: Metadata
     ) -> Sequence[str]:

@@ -50,6 +50,9 @@ _OPTIONS = [
     # Despite its name this limits an attempt to connect. With TLS that takes two round trips, of up to 3 s each.
     ("grpc.min_reconnect_backoff_ms", 8000),
     ("grpc.keepalive_time_ms", 30_000),
+    # The sender retries. gRPC's own retries meet a connection that the server is closing again and again, without a
+    # pause or a limit: that takes hundreds of megabytes and blocks the process.
+    ("grpc.enable_retries", 0),
 ]
 
 Dial = Callable[[], grpc.aio.Channel]
@@ -100,6 +103,7 @@ class GrpcWire:
     """Sends requests over channels, and waits `timeout` seconds for each answer."""
 
     copies = 3  # the message, the request, and gRPC's buffer
+    batch_keys = 32
 
     def __init__(self, dial: Dial, *, timeout: float) -> None:
         self._dial = dial
@@ -133,6 +137,7 @@ class GrpcWire:
         self, index: int, stub: Callable[..., Awaitable[Any]], request: object, deadline: float, metadata: Metadata
     ) -> Any:
         channel = self._channels[index]
+        connected = channel.channel.get_state() is ChannelConnectivity.READY
         started = self._loop.time()
         try:
             answer = await stub(request, timeout=min(self._timeout, max(0, deadline - started)), metadata=metadata)
@@ -142,7 +147,8 @@ class GrpcWire:
             if answered:
                 channel.alive_at = self._loop.time()
             elif status is StatusCode.DEADLINE_EXCEEDED:
-                self._replace_suspects(self._channels, started)
+                if connected:  # otherwise connecting may have taken most of the time
+                    self._replace_suspects(self._channels, started)
             elif status is StatusCode.UNAVAILABLE:
                 # gRPC lets calls fail until it tries to connect again. A new channel connects at once.
                 self._replace_suspects([channel], self._loop.time() - RECONNECT_SECONDS)
@@ -171,12 +177,9 @@ class GrpcWire:
 
     async def aclose(self) -> None:
         """Close all channels."""
-        channels = [*self._closing.values(), *(channel.channel for channel in self._channels)]
-        for closing in self._closing:
-            closing.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        for channel in channels:
+        for channel in [*self._closing.values(), *(each.channel for each in self._channels)]:
             await channel.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
 
 def _request(topic: str, key: str, messages: Sequence[Message]) -> bytes:

@@ -57,6 +57,7 @@ class RestWire:
     def __init__(
         self, endpoint: Endpoint, *, connections: int, timeout: float, max_answer: int = MAX_ANSWER_BYTES
     ) -> None:
+        self.batch_keys = max(1, connections // 2)
         self._timeout = timeout
         self._pool = Pool(endpoint, connections, max_answer=max_answer)
         self._common = (
