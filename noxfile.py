@@ -28,7 +28,7 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "browser", "examples", "lint", "types", "imports", "package", "bench")
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
@@ -80,7 +80,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"))
+    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("examples"))
     session.run("mypy")
 
 
@@ -153,9 +153,11 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
-    install(session, ".[all]", *group("test"))
+    install(session, ".[all]", *group("test"), *group("examples"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
+    session.run("python", "examples/flask_shop.py")
+    session.run("python", "examples/fastapi_shop.py")
     session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")

@@ -172,16 +172,17 @@ def test_settings_can_be_overridden(suite):
     result.assert_outcomes(passed=2)
 
 
-def test_unrelated_suite_loads_nothing(suite):
+def test_unrelated_suite_loads_nothing(suite, monkeypatch):
     """Without a fixture of pulsecart, a run of pytest loads none of what the fixtures need."""
-    result = suite(f"""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other plugins may load it
+    source = f"""
         import sys
 
         def test_modules():
             assert "pulsecart.testing.plugin" in sys.modules
             assert not [name for name in {HEAVY!r} if name in sys.modules]
-    """)
-    result.assert_outcomes(passed=1)
+    """
+    suite(source, "-p", "pulsecart.testing.plugin").assert_outcomes(passed=1)
 
 
 def test_unrelated_suite_pays_less_than_20_ms(pytester):
