@@ -138,26 +138,22 @@ def test_tail_waits_for_the_first_event(service):
     assert len(tail.lines) == 1
 
 
-def test_lines_of_tail_can_be_sent(service, tmp_path):
-    """Posting the lines to another service publishes the same events: ids, times, numbers and order."""
+def test_tail_can_be_piped_into_send(service, tmp_path):
+    """`pulsecart tail | pulsecart send -` publishes the same events again: ids, times, numbers and order."""
     for number in range(20):
         post(service, order(number, f"u{number % 3}", payload={"total": 0.1 * number}))
-    lines = subprocess.run(
-        [sys.executable, "-m", "pulsecart", "tail", "--from", service, "--count", "20"],
-        capture_output=True,
-        timeout=SECONDS,
-        check=True,
-    ).stdout
+
+    def tail(url):
+        return subprocess.Popen(
+            [sys.executable, "-m", "pulsecart", "tail", "--from", url, "--count", "20"], stdout=subprocess.PIPE
+        )
+
     with serving("--transport", "memory", cwd=tmp_path) as other:
-        request = urllib.request.Request(f"{other.url}/events/batch", lines, {"Content-Type": "application/x-ndjson"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            assert json.load(answer)["accepted"] == 20
-        again = subprocess.run(
-            [sys.executable, "-m", "pulsecart", "tail", "--from", other.url, "--count", "20"],
-            capture_output=True,
-            timeout=SECONDS,
-            check=True,
-        ).stdout
+        with tail(service) as first:
+            sent = run("send", "-", "--to", other.url, stdin=first.stdout)
+        assert sent.returncode == 0, sent.stderr
+        with tail(other.url) as second, tail(service) as first:
+            again, lines = second.communicate(timeout=SECONDS)[0], first.communicate(timeout=SECONDS)[0]
     for user in range(3):
         key = b'"user_id":"u%d"' % user
         assert [line for line in again.splitlines() if key in line] == [
