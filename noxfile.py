@@ -28,7 +28,10 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "examples", "lint", "types", "imports", "package", "bench")
+LOCKED_GROUPS = ("test", "api", "browser", "deploy", "examples", "lint", "types", "imports", "package", "bench", "nats")
+
+PARALLEL = ("--numprocesses=4", "--dist=loadfile")
+"""Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
@@ -80,7 +83,9 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("examples"))
+    install(
+        session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("examples"), *group("nats")
+    )
     session.run("mypy")
 
 
@@ -96,10 +101,10 @@ def tests(session: nox.Session) -> None:
     """Everything that needs no emulator; on the newest Python with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
     if session.python != NEWEST:  # measuring takes a third of the time, and the branches are the same
-        session.run("pytest", "-m", "not emulator", *session.posargs)
+        session.run("pytest", *PARALLEL, "-m", "not emulator and not monitoring", *session.posargs)
         return
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", "not emulator", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, "-m", "not emulator and not monitoring", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -110,7 +115,7 @@ def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
     session.install("-e", ".[all]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
-    session.run("pytest", "-m", "not emulator", "-W", "default")
+    session.run("pytest", *PARALLEL, "-m", "not emulator and not monitoring", "-W", "default")
 
 
 @nox.session(python=NEWEST)
@@ -151,6 +156,22 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
+def monitoring(session: nox.Session) -> None:
+    """A real Prometheus scrapes the service under load, and promtool tests its alerts. Needs Debian's prometheus."""
+    if shutil.which("promtool") is None:
+        unavailable(session, "no promtool: install Debian's package prometheus")
+    install(session, "-e", ".[all]", *group("test"))
+    session.run("pytest", "-m", "monitoring", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def deploy(session: nox.Session) -> None:
+    """The manifests are valid and agree with the service, and the image's steps work without Docker."""
+    install(session, "-e", ".[all]", *group("test"), *group("deploy"))
+    session.run("pytest", "-m", "not monitoring", "tests/deploy", *session.posargs)
+
+
+@nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
     install(session, ".[all]", *group("test"), *group("examples"))
@@ -162,6 +183,19 @@ def examples(session: nox.Session) -> None:
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")
     session.run("python", "run.py")
+
+
+@nox.session(python=NEWEST)
+def nats(session: nox.Session) -> None:
+    """The example of a third party's transport, against a real NATS server that is killed and started again."""
+    if shutil.which("nats-server") is None and "CI" in os.environ and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run("apt-get", "install", "--yes", "nats-server", external=True, silent=True)
+    if shutil.which("nats-server") is None:
+        unavailable(session, "no nats-server: install Debian's package nats-server")
+    install(session, ".[all]", "./examples/nats_transport", *group("test"), *group("nats"))
+    session.chdir("examples/nats_transport")
+    session.run("pytest", *session.posargs)
 
 
 @nox.session(python=NEWEST)

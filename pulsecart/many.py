@@ -74,13 +74,14 @@ def failure_of(error: PublishError, message: Message) -> PublishError:
     )
 
 
-async def publish_many(
+async def publish_many(  # noqa: PLR0913 (what a producer has, and how it goes on)
     events: AsyncIterable[T],
     prepare: Callable[[T], Prepared | Exception],
     transport: Transport,
     observer: Observer,
     *,
     stops_if_refused: bool,
+    window: Callable[[], int],
 ) -> AsyncGenerator[Outcome, None]:
     """Publish events, and yield how each ended; see `Producer.publish_many`."""
     batch = _Batch(transport, observer)
@@ -99,7 +100,7 @@ async def publish_many(
                 yield sent
                 continue
             waiting.append(sent)
-            while waiting and (batch.knows(waiting[0]) or len(waiting) > WINDOW or batch.bytes > WINDOW_BYTES):
+            while waiting and (batch.knows(waiting[0]) or len(waiting) > window() or batch.bytes > WINDOW_BYTES):
                 yield await batch.outcome(waiting.popleft())
         while waiting:
             yield await batch.outcome(waiting.popleft())
@@ -197,6 +198,8 @@ class _Batch:
             await asyncio.wait([before])
             if _holds_up(before):
                 raise _aborted(message)
+        if self._admitting is not None:
+            await self._admitting.room(message)
         return await self._transport.publish(message)
 
     def knows(self, sent: _OnItsWay | Outcome) -> bool:

@@ -4,7 +4,7 @@ from asyncio import Future
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -16,10 +16,12 @@ __all__ = [
     "Clock",
     "IdFactory",
     "Inspectable",
+    "KeepsDeadline",
     "Load",
     "Loaded",
     "Observer",
     "Publishing",
+    "Requiring",
     "Sending",
     "TopicAdmin",
     "Transport",
@@ -59,7 +61,8 @@ class Transport(Protocol):
         """Close the transport. Closing it twice is not an error."""
         ...
 
-    async def __aenter__(self) -> Self: ...
+    # What it returns is not used, so that it may be anything.
+    async def __aenter__(self) -> object: ...
 
     async def __aexit__(
         self,
@@ -67,9 +70,32 @@ class Transport(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> None: ...
+    ) -> object: ...
 
 
+class KeepsDeadline(Protocol):
+    """Says that a transport needs no guard (`pulsecart.guard`). A transport may implement this in addition.
+
+    Every call of `publish` then ends by the deadline with a message id or a `PublishError`, also if the broker hangs,
+    and `aclose` ends after some seconds. A class that replaces `publish` must say so again.
+    """
+
+    @property
+    def keeps_deadline(self) -> bool:
+        """Whether it needs no guard."""
+        ...
+
+
+@runtime_checkable
+class Requiring(Protocol):
+    """Has requirements that can be checked before it is opened. A transport may implement this in addition."""
+
+    def require(self) -> None:
+        """Check them, such as credentials. Raises `SettingsError`."""
+        ...
+
+
+@runtime_checkable
 class TopicAdmin(Protocol):
     """Creates topics. A transport may implement this in addition to `Transport`."""
 
@@ -94,7 +120,7 @@ class Admitting(Protocol):
         ...
 
     async def room(self, message: Message, /) -> None:
-        """Wait until there may be room for a message that was not taken."""
+        """Wait until there may be room for a message that was not taken, or is to be given to `publish`."""
         ...
 
 

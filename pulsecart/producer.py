@@ -9,10 +9,12 @@ import attrs
 
 from pulsecart.errors import EventTypeNotAllowed, InvalidEvent, MessageTooLarge, PublishError
 from pulsecart.events import codec
-from pulsecart.events.base import Event
+from pulsecart.events.base import Event, id_of
 from pulsecart.events.catalog import Catalog, load_catalog
+from pulsecart.guard import guarded
 from pulsecart.ids import new_event_id
-from pulsecart.many import Outcome, failure_of, message_of, publish_many, receipt_of
+from pulsecart.limits import Limits
+from pulsecart.many import WINDOW, Outcome, failure_of, message_of, publish_many, receipt_of
 from pulsecart.message import REST_LIMIT, Message, Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
 from pulsecart.ports import UNOBSERVED, Caller, Clock, IdFactory, Observer, Transport
@@ -26,6 +28,7 @@ Source = bytes | dict[str, Any] | Event | Prepared | Exception
 """What `publish_many` takes."""
 
 _BY_USER: Mapping[str, Ordering] = {}
+_DEFAULT = Limits()
 _NONE: Mapping[str, str] = {}
 
 
@@ -67,15 +70,16 @@ class Producer:
         new_event_id: IdFactory = new_event_id,
         ordering: Mapping[str, Ordering] = _BY_USER,
         size_limit: SizeLimit = REST_LIMIT,
+        limits: Limits = _DEFAULT,
         observer: Observer = UNOBSERVED,
     ) -> None:
         """Use a transport, which may be opened later, and a catalog (default: `load_catalog()`).
 
         `ordering` maps topics to orderings; other topics are ordered by user. `size_limit` is that of the API that
-        the transport uses.
+        the transport uses. `limits` are those of the guard, if the transport needs one: see `pulsecart.guard`.
         """
         self.catalog = load_catalog() if catalog is None else catalog
-        self._transport = transport
+        self._transport = guarded(transport, limits=limits)
         self._clock = clock
         self._new_event_id = new_event_id
         self._ordering = ordering
@@ -110,10 +114,14 @@ class Producer:
         try:
             if isinstance(source, bytes):
                 source = codec.decode(source)
+            if caller is not None:
+                self._authorise(caller, source)
             event = self.catalog.structure(source) if isinstance(source, dict) else _copy(source)
             self._complete(event, new_event_id)
             data = codec.encode(event) if isinstance(source, codec.Document) else codec.encode_made(event)
-            return self._prepared(event, data, attributes, caller)
+            if caller is not None:
+                attributes = {**attributes, "source": caller.name}
+            return self._prepared(event, data, attributes)
         except Exception as error:
             event_type = getattr(error, "event_type", "") if event is None else event.event_type
             self._observer.rejected(event_type, error, "" if caller is None else caller.name)
@@ -142,7 +150,11 @@ class Producer:
         return receipt_of(prepared, message, message_id)
 
     def publish_many(
-        self, events: Iterable[Source] | AsyncIterable[Source], *, stops_if_refused: bool = False
+        self,
+        events: Iterable[Source] | AsyncIterable[Source],
+        *,
+        stops_if_refused: bool = False,
+        window: Callable[[], int] = lambda: WINDOW,
     ) -> AsyncGenerator[Outcome, None]:
         """Publish events, and yield how each ended, in the order of the events: its `Receipt`, or its error.
 
@@ -159,11 +171,17 @@ class Producer:
         event that is invalid, or that raises an unexpected exception, does not affect others.
 
         With `stops_if_refused`, the first error with which the transport refuses to take a message at all, because it
-        is closed or knows that the broker is away, is raised after the outcomes of the events before it.
+        is closed or knows that the broker is away, is raised after the outcomes of the events before it. `window` is
+        asked before each event how many others may be on their way, instead of 1,000.
         """
         source = events if isinstance(events, AsyncIterable) else _one_by_one(events)
         return publish_many(
-            source, self._prepared_or_error, self._transport, self._observer, stops_if_refused=stops_if_refused
+            source,
+            self._prepared_or_error,
+            self._transport,
+            self._observer,
+            stops_if_refused=stops_if_refused,
+            window=window,
         )
 
     def _prepared_or_error(self, event: Source) -> Prepared | Exception:
@@ -182,17 +200,23 @@ class Producer:
             event_id = self._new_event_id() if new_event_id is None else new_event_id(event)
             object.__setattr__(event, "event_id", event_id)
 
-    def _prepared(
-        self, event: Event, data: bytes, more_attributes: Mapping[str, str], caller: Caller | None
-    ) -> Prepared:
+    def _authorise(self, caller: Caller, source: dict[str, Any] | Event) -> None:
+        """Raise `EventTypeNotAllowed`, before the fields are looked at, if the caller may not send this known type."""
+        event_type: Any
+        if isinstance(source, dict):
+            event_type, event_id = source.get("event_type"), id_of(source)
+            is_known = isinstance(event_type, str) and event_type in self.catalog.event_types
+        else:
+            event_type, event_id = getattr(source, "event_type", ""), source.event_id
+            is_known = bool(event_type)
+        if is_known and not caller.may_send(event_type):
+            detail = f"The source of this request may not send {event_type!r} events."
+            raise EventTypeNotAllowed(detail, event_type=event_type, event_id=event_id)
+
+    def _prepared(self, event: Event, data: bytes, more_attributes: Mapping[str, str]) -> Prepared:
         assert event.event_id is not None  # for the type checker: _complete() has set both
         assert event.timestamp is not None
         attributes = {"event_type": event.event_type, "event_id": event.event_id, **more_attributes}
-        if caller is not None:
-            if not caller.may_send(event.event_type):
-                detail = f"The source of this request may not send {event.event_type!r} events."
-                raise EventTypeNotAllowed(detail, event_type=event.event_type, event_id=event.event_id)
-            attributes["source"] = caller.name
         ordering = self._ordering.get(event.topic)
         message = Message(
             topic=event.topic,

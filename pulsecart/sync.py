@@ -12,6 +12,8 @@ from typing import Any, Self
 from pulsecart.errors import BrokerUnavailable, TransportClosed
 from pulsecart.events.base import Event
 from pulsecart.events.catalog import Catalog
+from pulsecart.guard import guarded
+from pulsecart.limits import Limits
 from pulsecart.message import Prepared, Receipt, SizeLimit
 from pulsecart.ordering import Ordering
 from pulsecart.ports import Clock, IdFactory, Observer, Transport
@@ -19,11 +21,10 @@ from pulsecart.producer import Producer
 
 __all__ = ["SyncProducer"]
 
-FLUSH_SECONDS = 7.0
-"""Maximum seconds that `close` waits for events in flight, before it closes the transport."""
-
 CLOSE_SECONDS = 15.0
-"""Maximum seconds that `close` takes in total. Pub/Sub's transports take up to 7 seconds to close."""
+"""Maximum seconds that `close` takes. Transports wait up to 7 seconds for events in flight, and 2 to close."""
+
+_DEFAULT = Limits()
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -53,6 +54,7 @@ class SyncProducer:
         new_event_id: IdFactory | None = None,
         ordering: Mapping[str, Ordering] | None = None,
         size_limit: SizeLimit | None = None,
+        limits: Limits = _DEFAULT,
         observer: Observer | None = None,
     ) -> None:
         """Open a transport, which must not be open yet. The options are those of `Producer`.
@@ -67,11 +69,11 @@ class SyncProducer:
             "size_limit": size_limit,
             "observer": observer,
         }
-        self._producer = Producer(transport, **{name: value for name, value in options.items() if value is not None})
-        self._transport = transport
+        self._transport = guarded(transport, limits=limits)
+        options = {name: value for name, value in options.items() if value is not None}
+        self._producer = Producer(self._transport, **options)
         self._process = os.getpid()
         self._lock = threading.RLock()
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._opened: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._stop: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -99,7 +101,7 @@ class SyncProducer:
         with self._lock:  # what is submitted before `close` is published
             if self._stop.done():
                 raise TransportClosed("the SyncProducer is closed", message=prepared.message)
-            publishing = asyncio.run_coroutine_threadsafe(self._publish(prepared), self._loop)
+            publishing = asyncio.run_coroutine_threadsafe(self._producer.publish(prepared), self._loop)
         try:
             return publishing.result()
         except concurrent.futures.CancelledError:
@@ -111,8 +113,8 @@ class SyncProducer:
     def close(self) -> None:
         """Refuse further events, wait for those in flight, and close the transport. Closing it twice is not an error.
 
-        Raises `TimeoutError` if the transport does not close within 15 seconds, and errors of the transport. After a
-        fork it does nothing: what is open belongs to the other process.
+        Raises `TimeoutError` if the transport does not close within 15 seconds, and its errors, unless it is guarded:
+        see `pulsecart.guard`. After a fork it does nothing: what is open belongs to the other process.
         """
         if os.getpid() != self._process:
             return
@@ -153,12 +155,3 @@ class SyncProducer:
         async with self._transport:
             self._opened.set_result(asyncio.get_running_loop())
             await asyncio.wrap_future(self._stop)
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=FLUSH_SECONDS)
-
-    async def _publish(self, prepared: Prepared) -> Receipt:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await self._producer.publish(prepared)

@@ -4,7 +4,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
@@ -23,6 +23,9 @@ class Subscriptions:
         self.created: list[dict[str, Any]] = []
         self.tokens: set[str | None] = set()
         self.pulls = 0
+        self.stopped = False
+        self.stop: Callable[[], None]
+        """Close the listener, and the connections when their next request arrives."""
         self.answers = threading.Event()
         """While it is not set, requests have their effect, but no answer."""
         self.answers.set()
@@ -30,6 +33,11 @@ class Subscriptions:
         self._pull_seconds = pull_seconds
         self._changed = threading.Condition()
         self._ids = 0
+
+    @property
+    def outstanding(self) -> list[dict[str, str]]:
+        """The messages that are not acknowledged, of each subscription."""
+        return [subscription["outstanding"] for subscription in self.subscriptions.values()]
 
     def wait_for_subscriptions(self, count: int) -> None:
         with self._changed:
@@ -94,7 +102,9 @@ def _available(subscription: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def subscriptions(topics: list[str], *, pull_seconds: float = 0.5, certificate: Any = None) -> Iterator[Subscriptions]:
+def subscriptions(
+    topics: list[str], *, port: int = 0, pull_seconds: float = 0.5, certificate: Any = None
+) -> Iterator[Subscriptions]:
     server = Subscriptions(topics, pull_seconds)
 
     class Handler(BaseHTTPRequestHandler):
@@ -105,6 +115,9 @@ def subscriptions(topics: list[str], *, pull_seconds: float = 0.5, certificate: 
             server.tokens.add(self.headers["Authorization"])
             answer = server.answer(self.command, self.path, json.loads(raw) if raw else None)
             server.answers.wait(60)
+            if server.stopped:
+                self.close_connection = True
+                return
             status = 200
             if isinstance(answer, str):
                 status = CODES[answer]
@@ -121,7 +134,7 @@ def subscriptions(topics: list[str], *, pull_seconds: float = 0.5, certificate: 
         def log_message(self, *_arguments: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     http.daemon_threads = True
     if certificate is not None:
         context = SSLContext(PROTOCOL_TLS_SERVER)
@@ -130,12 +143,18 @@ def subscriptions(topics: list[str], *, pull_seconds: float = 0.5, certificate: 
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     server.host = f"127.0.0.1:{http.server_port}"
-    try:
-        yield server
-    finally:
+
+    def stop() -> None:
         http.shutdown()
         thread.join()
         http.server_close()
+        server.stopped = True
+
+    server.stop = stop
+    try:
+        yield server
+    finally:
+        stop()
 
 
 def until(condition: Any, seconds: float = 60) -> None:

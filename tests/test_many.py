@@ -67,6 +67,8 @@ def _fields(message: Message) -> dict:
 class Queued:
     """A transport on the public queues by key, whose broker fails some events."""
 
+    keeps_deadline = True
+
     def __init__(self, *fails: int, limits: Limits = DEFAULT, kind=BrokerUnavailable) -> None:
         self._fails = fails
         self._kind = kind
@@ -227,7 +229,7 @@ async def test_failure_that_is_not_retryable_aborts_nothing():
 
 
 async def test_defect_aborts_nothing():
-    """An unexpected exception, of a class or of a transport, concerns one event."""
+    """An unexpected exception of a class concerns one event; of a transport, it is a failure as any other."""
 
     @event("test.odd", topic=TOPIC)
     @frozen(kw_only=True)
@@ -241,7 +243,7 @@ async def test_defect_aborts_nothing():
     catalog = load_catalog()
     producer = Producer(transport, catalog=type(catalog)([*catalog, Odd]))
     found = await outcomes(producer, bodies)
-    assert [type(outcome) for outcome in found] == [Receipt, RuntimeError, RuntimeError, Receipt]
+    assert [type(outcome) for outcome in found] == [Receipt, RuntimeError, BrokerUnavailable, Aborted]
 
 
 async def test_unordered_topics_never_abort():

@@ -19,6 +19,7 @@ from pulsecart import (
     Catalog,
     DefinitionError,
     Event,
+    EventTypeNotAllowed,
     InvalidEvent,
     MalformedBody,
     Message,
@@ -58,6 +59,28 @@ def transport():
 @pytest.fixture
 def producer(transport):
     return Producer(transport, clock=lambda: NOON, new_event_id=lambda: "evt_new")
+
+
+@frozen
+class Shop:
+    name: str = "shop"
+
+    def may_send(self, event_type: str) -> bool:
+        return event_type == "order.placed"
+
+
+def test_caller_may_not_send_an_instance_of_another_type(producer):
+    """Instances follow the rules of documents; what is no event at all is invalid."""
+
+    class Undeclared(Event):
+        pass
+
+    placed = OrderPlaced(user_id="u1", order_id="o1", payload={})
+    assert producer.prepare(placed, caller=Shop()).message.attributes["source"] == "shop"
+    with pytest.raises(EventTypeNotAllowed, match="may not send 'message.personalized_send' events"):
+        producer.prepare(PersonalizedSend(user_id="u1", payload={}), caller=Shop())
+    with pytest.raises(InvalidEvent, match="is not declared"):
+        producer.prepare(Undeclared(user_id="u1", payload={}), caller=Shop())
 
 
 async def test_ingest_publishes_the_whole_event(producer, transport, order_json):
@@ -403,7 +426,7 @@ async def test_text_of_an_error_has_all_faults(producer):
     """The text of an error has the summary and every fault with its pointer."""
     with pytest.raises(InvalidEvent) as caught:
         await producer.ingest(json.dumps({"event_type": "order.placed", "user_id": "u", "payload": {}}).encode())
-    assert str(caught.value) == ("The body is not a valid 'order.placed' event.\n/order_id: is required, but missing")
+    assert str(caught.value) == ("The event is not a valid 'order.placed' event.\n/order_id: is required, but missing")
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ from pulsecart import (
     BrokerUnavailable,
     Catalog,
     InvalidEvent,
+    Limits,
     MessageTooLarge,
     Producer,
     SizeLimit,
@@ -238,7 +239,7 @@ def test_close_waits_for_events_in_flight():
 
 def test_event_that_is_not_confirmed_when_the_time_to_close_is_over_fails(monkeypatch):
     """Its caller gets a BrokerUnavailable with the event id, since it may have been published; it does not hang."""
-    monkeypatch.setattr("pulsecart.sync.FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr("pulsecart.guard.DRAIN_SECONDS", 0.1)
     transport = Gated()
     producer = SyncProducer(transport)
     with ThreadPoolExecutor(1) as pool:
@@ -250,18 +251,46 @@ def test_event_that_is_not_confirmed_when_the_time_to_close_is_over_fails(monkey
     assert raised.value.event_id
 
 
-def test_transport_that_ends_the_thread_does_not_hang_callers():
-    """If a transport raises SystemExit, callers and later ones get errors, and close raises it."""
+class Leaves(MemoryTransport):
+    keeps_deadline = True
 
-    async def leave(message):
+    async def publish(self, message):
         sys.exit(3)
 
-    producer = SyncProducer(MemoryTransport(leave))
+
+def test_transport_that_ends_the_thread_does_not_hang_callers():
+    """If a transport raises SystemExit, callers and later ones get errors, and close raises it."""
+    producer = SyncProducer(Leaves())
     with pytest.raises((SystemExit, BrokerUnavailable)):
         producer.publish(order())
     with pytest.raises(SystemExit):
         producer.close()
     with pytest.raises(TransportClosed):
+        producer.publish(order())
+
+
+class Strange:
+    """A transport of someone else, which publishes for ever."""
+
+    async def publish(self, message):
+        await asyncio.Event().wait()
+
+    async def aclose(self):
+        pass
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+
+def test_transport_that_hangs_is_guarded():
+    """The deadline of `limits` applies to transports that do not keep one."""
+    with (
+        SyncProducer(Strange(), limits=Limits(deadline=0.1)) as producer,
+        pytest.raises(BrokerUnavailable, match=r"did not publish within 0.1 s"),
+    ):
         producer.publish(order())
 
 

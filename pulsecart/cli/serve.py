@@ -9,6 +9,7 @@ import click
 
 from pulsecart.cli._settings import SettingsCommand, usage_error
 from pulsecart.errors import DefinitionError, SettingsError
+from pulsecart.ports import Requiring
 from pulsecart.serve.environment import load_settings
 from pulsecart.serve.settings import Settings
 
@@ -26,7 +27,7 @@ def command(**options: str | None) -> None:
 
     from pulsecart.serve.access import Access
     from pulsecart.serve.server import run
-    from pulsecart.serve.wiring import pubsub_transport
+    from pulsecart.serve.wiring import transport_of
     from pulsecart.telemetry import logs
 
     _open_standard_streams()
@@ -41,9 +42,10 @@ def command(**options: str | None) -> None:
         catalog = settings.catalog
         settings.require_topics(catalog.topics)
         Access(settings, catalog)  # checks the sources file, for the same reason as the credentials
-        if settings.transport == "pubsub":
-            # Here, since a worker process that fails at startup is restarted again and again.
-            pubsub_transport(settings).require()
+        # Here, since a worker process that fails at startup is restarted again and again.
+        transport = transport_of(settings)
+        if isinstance(transport, Requiring):
+            transport.require()
     except SettingsError as error:
         raise usage_error(error) from None
     except DefinitionError as error:
@@ -63,10 +65,10 @@ def _open_standard_streams() -> None:
 def _banner(settings: Settings) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     port = settings.port or "a free port"
-    if settings.transport == "memory":
-        target = "to memory, which keeps nothing when it stops; see GET /dev/messages"
-    elif settings.transport == "pubsub":
-        target = f"to Google Cloud Pub/Sub at {settings.endpoint}, project {settings.project}"
-    else:
-        target = f"to the Pub/Sub emulator at {settings.emulator_host}, project {settings.project}"
+    targets = {
+        "memory": "to memory, which keeps nothing when it stops; see GET /dev/messages",
+        "pubsub": f"to Google Cloud Pub/Sub at {settings.endpoint}, project {settings.project}",
+        "emulator": f"to the Pub/Sub emulator at {settings.emulator_host}, project {settings.project}",
+    }
+    target = targets.get(settings.transport, f"with the transport {settings.transport}")
     return f"pulsecart ({settings.environment}) on http://{host}:{port} publishes {target}"

@@ -1,31 +1,28 @@
 """`pulsecart tail`."""
 
 import asyncio
-import base64
 import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, suppress
 from http.client import HTTPException
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
 import msgspec
 
+from pulsecart.cli._broker import remote_transport
 from pulsecart.cli._settings import usage_error
 from pulsecart.errors import SettingsError
-from pulsecart.serve.environment import load_setting
-from pulsecart.serve.settings import DEV_PROJECT
+from pulsecart.serve.environment import load_settings
+from pulsecart.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from pulsecart.transports.pubsub import PubSubTransport
-    from pulsecart.transports.pubsub.subscription import Subscription
-    from pulsecart.transports.pubsub.tokens import Tokens
-    from pulsecart.transports.pubsub.wire.dial import Endpoint
+    from pulsecart.transports import EmulatorTransport, PubSubTransport
+    from pulsecart.transports.pubsub.following import Following
 
 __all__ = ["command"]
 
@@ -64,10 +61,10 @@ def command(
     Without --topic, it follows a service in development on the memory transport or the emulator. It begins with the
     events that the service has kept, at most 16 MB.
 
-    With --topic, it follows topics on Pub/Sub, or on the emulator at PUBSUB_EMULATOR_HOST, by a subscription of its
-    own to each, which is deleted at the end, and expires after a day if this command was killed. GCP_PROJECT_ID is the
-    project; it and the settings of the connection are read like those of `pulsecart serve`. The credentials need
-    permission to create, use and delete subscriptions, such as the role roles/pubsub.editor. An event may come twice.
+    With --topic, it follows topics on the emulator or on Pub/Sub, by a subscription of its own to each, which is
+    deleted at the end, and expires after a day if this command was killed. The project and the transport are those of
+    the settings, in the environment or in a file .env in the working directory. The credentials need permission to
+    create, use and delete subscriptions, such as the role roles/pubsub.editor. An event may come twice.
 
     \b
     Exit codes:
@@ -81,8 +78,9 @@ def command(
     with suppress(KeyboardInterrupt, _Enough):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if topics:
+            settings, transport = _broker()
             with suppress(asyncio.CancelledError):  # by SIGTERM
-                asyncio.run(_follow_topics(topics, event_type or "", output))
+                asyncio.run(_follow_topics(transport, settings, topics, event_type or "", output))
         else:
             _follow_service(url or SERVICE, event_type or "", key, output)
 
@@ -173,24 +171,36 @@ def _explain(address: str, error: urllib.error.HTTPError) -> str:
     return f"{address} answers {error.code}: {detail}"
 
 
-async def _follow_topics(topics: tuple[str, ...], event_type: str, output: _Output) -> None:
+def _broker() -> "tuple[Settings, EmulatorTransport | PubSubTransport]":
+    """Return the settings, and the transport that they name."""
+    try:
+        settings = load_settings()
+        return settings, remote_transport(settings)
+    except SettingsError as error:
+        raise usage_error(error) from None
+
+
+async def _follow_topics(
+    transport: "EmulatorTransport | PubSubTransport",
+    settings: Settings,
+    topics: tuple[str, ...],
+    event_type: str,
+    output: _Output,
+) -> None:
     """Print what is published to topics, until this is cancelled."""
-    from pulsecart.transports.pubsub.subscription import Subscription, SubscriptionError
+    from pulsecart.transports.pubsub.following import PULL_SECONDS, Following, FollowingError
 
     task = asyncio.current_task()
     assert task is not None
     with suppress(NotImplementedError):  # Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    names = dict.fromkeys(settings.topics.get(topic, topic) for topic in topics)
     try:
-        async with AsyncExitStack() as stack:
-            endpoint, project, tokens = await stack.enter_async_context(_broker())
-            paths = [f"projects/{project}/topics/{topic}" for topic in dict.fromkeys(topics)]
-            subscriptions = [Subscription(endpoint, path, tokens=tokens) for path in paths]
-            for subscription in subscriptions:
-                await stack.enter_async_context(subscription)
-            click.echo(f"Following {', '.join(paths)}", err=True)
-            await _first_end(_follow(subscription, event_type, output) for subscription in subscriptions)
-    except SubscriptionError as error:
+        async with transport.api(timeout=PULL_SECONDS) as api, AsyncExitStack() as stack:
+            followed = [await stack.enter_async_context(Following(api, settings.project, name)) for name in names]
+            click.echo(f"Following {', '.join(each.topic for each in followed)}", err=True)
+            await _first_end(_follow(each, event_type, output) for each in followed)
+    except FollowingError as error:
         raise click.ClickException(f"cannot follow {error}") from None
 
 
@@ -206,73 +216,10 @@ async def _first_end(works: Iterator[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _follow(subscription: "Subscription", event_type: str, output: _Output) -> None:
-    async for received in subscription.messages():
-        messages = [each.message for each in received]
+async def _follow(following: "Following", event_type: str, output: _Output) -> None:
+    async for messages in following.messages():
         output.write(
-            (message.message_id, base64.b64decode(message.data))
+            (message.message_id, message.data)
             for message in messages
             if event_type in ("", message.attributes.get("event_type"))
         )
-
-
-@asynccontextmanager
-async def _broker() -> "AsyncIterator[tuple[Endpoint, str, Tokens | None]]":
-    """Give the broker of the settings, the project, and tokens if it needs them."""
-    from pulsecart.transports.pubsub.tokens import Tokens, default_credentials
-    from pulsecart.transports.pubsub.wire.dial import Endpoint, split_address
-
-    names = (
-        "project",
-        "emulator_host",
-        "endpoint",
-        "connect_to",
-        "ca_file",
-        "client_certificate_file",
-        "client_key_file",
-    )
-    setting: dict[str, Any] = {}
-    problems: list[str] = []
-    for name in names:
-        try:
-            setting[name] = load_setting(name)
-        except SettingsError as error:
-            problems += error.problems
-    if problems:
-        raise usage_error(SettingsError(problems))
-    tokens = None
-    if setting["emulator_host"]:
-        host, port = split_address(setting["emulator_host"])
-        endpoint = Endpoint(host=host, port=port)
-    else:
-        pubsub = await asyncio.to_thread(_pubsub, setting)
-        endpoint, tokens = pubsub.rest_endpoint(), Tokens(await asyncio.to_thread(default_credentials))
-    try:
-        if tokens is not None:
-            await tokens.open()
-        yield endpoint, setting["project"], tokens
-    finally:
-        if tokens is not None:
-            await tokens.aclose()
-
-
-def _pubsub(setting: dict[str, Any]) -> "PubSubTransport":
-    """Return the transport to real Pub/Sub, which knows the way."""
-    from pulsecart.transports.pubsub import PubSubTransport
-
-    if setting["project"] == DEV_PROJECT:
-        raise click.UsageError("set GCP_PROJECT_ID to the project of the topic, or PUBSUB_EMULATOR_HOST")
-    paths = {name: Path(setting[name]) for name in setting if name.endswith("_file") and setting[name]}
-    pubsub = PubSubTransport(
-        project=setting["project"],
-        endpoint=setting["endpoint"],
-        connect_to=setting["connect_to"],
-        roots=paths["ca_file"].read_bytes() if "ca_file" in paths else None,
-        client_certificate=paths.get("client_certificate_file"),
-        client_key=paths.get("client_key_file"),
-    )
-    try:
-        pubsub.require()
-    except SettingsError as error:
-        raise usage_error(error) from None
-    return pubsub

@@ -72,7 +72,7 @@ class Catalog:
         if "event_type" not in document:
             wrong = Fault("/event_type", "missing", f"is required, but missing; {known}")
             others = self._misspelt(fields) or common
-            raise MissingEventType("The body has no event_type.", [wrong, *others], event_id=event_id)
+            raise MissingEventType("The event has no event_type.", [wrong, *others], event_id=event_id)
         if type(event_type) is not str:
             wrong = Fault("/event_type", "wrong-type", f"expected a string, got {describe(event_type)}")
             raise InvalidEvent("The event_type is not a string.", [wrong, *common], event_id=event_id)

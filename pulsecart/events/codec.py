@@ -75,7 +75,7 @@ def decode(raw: bytes) -> Document:
     if len(document) < len(members):
         repeated = [name for name, count in Counter(map(str, members)).items() if count > 1]
         raise MalformedBody(
-            "The body names a field twice, and only one value could be kept.",
+            "The event names a field twice, and only one value could be kept.",
             [Fault(below("", name), "duplicate", "is there more than once") for name in repeated[:MAX_FAULTS]],
         )
     return document
@@ -90,11 +90,11 @@ def _members(raw: bytes) -> _Members:
     try:
         return decode_members(raw)
     except StopIteration:
-        raise MalformedBody(f"The body has more than {MAX_NAMES:,} fields at the top level.") from None
+        raise MalformedBody(f"The event has more than {MAX_NAMES:,} fields at the top level.") from None
     except msgspec.ValidationError:
         value = _decode_raw(raw)
         got = "an array" if memoryview(value)[0] == ord("[") else describe(decode_value(value))
-        raise MalformedBody(f"The body is {got}; send one JSON object, one event a request.") from None
+        raise MalformedBody(f"The event is {got}; send one JSON object for each event.") from None
 
 
 def encode(event: Event) -> bytes:
@@ -199,9 +199,9 @@ def _explain(raw: bytes, error: Exception) -> str:
     if not raw:
         return "The body is empty; send one JSON object."
     if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        return "The body starts with a byte order mark; send UTF-8 without one (RFC 8259, section 8.1)."
+        return "The event starts with a byte order mark; send UTF-8 without one (RFC 8259, section 8.1)."
     if isinstance(error, UnicodeDecodeError):
-        return "The body is not UTF-8."
+        return "The event is not UTF-8."
     if isinstance(error, RecursionError):
         return _TOO_DEEP
     if isinstance(error, DecimalException):
@@ -210,4 +210,4 @@ def _explain(raw: bytes, error: Exception) -> str:
         return "An integer is out of range: more than 4300 digits."
     if _LONE_SURROGATE.search(raw):
         return "A string has a lone surrogate, half of a \\u pair, which is not a character (RFC 8259, section 8.2)."
-    return f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}."
+    return f"The event is not JSON: {str(error).removeprefix('JSON is malformed: ')}."

@@ -45,7 +45,7 @@ def structure(fields: dict[str, Any], cls: type[EventT]) -> EventT:
         found = faults(fields, cls)
         if not found:
             raise
-    detail = f"The body is not a valid {cls.event_type!r} event."
+    detail = f"The event is not a valid {cls.event_type!r} event."
     raise InvalidEvent(detail, found, event_type=cls.event_type, event_id=id_of(fields))
 
 

@@ -12,7 +12,7 @@ else. A request that is not authenticated is answered here, with 401 or 503. Wha
 `prepare` also adds the attribute `source` to the message. To slow a stream down instead of rejecting it:
 
     while source is not None and (seconds := source.charge()):
-        await asyncio.sleep(seconds)
+        await body.pause(seconds)                       # see `pulsecart.http.body.Stream`
 
 The source is one object for the whole request, and is not changed by a new version of the sources file.
 """
@@ -123,9 +123,7 @@ class Guard:
         """Return an application of which only sources can reach `/dev` and the routes with these hot paths.
 
         The console is the exception: a browser without credentials gets it with the status 401, and it asks for a key.
-
-        The router's patterns match a little more than the table of hot routes: a path with a line break at its end,
-        for example. What it answers to others leaves a body unread: it cannot be of use.
+        What it answers to others leaves a body unread: it cannot be of use.
         """
         protected = self.protect(app)
 

@@ -8,10 +8,9 @@ from time import perf_counter
 
 from starlette.responses import Response
 
-from pulsecart.access.sources import Source
 from pulsecart.errors import PublishError
-from pulsecart.http.auth import require_credit
-from pulsecart.http.body import Bodies
+from pulsecart.http.auth import name_of, require_credit
+from pulsecart.http.body import Bodies, Stream
 from pulsecart.http.endpoint import Request, media_type, unsupported_type
 from pulsecart.http.formats.json_array import elements
 from pulsecart.http.formats.ndjson import Lines
@@ -116,44 +115,44 @@ class Batch:
                 request, lambda element, index: request.prepare(self._producer, element, index)
             )
         if kind in LINES:
-            with self._bodies.streaming(WINDOW_BYTES + self._bodies.body_limit):
+            with self._bodies.streaming(WINDOW_BYTES + self._bodies.body_limit, name_of(request.source)):
                 return await self._publish_lines(request)
         raise unsupported_type(request.content_type, ARRAY, *LINES)
 
     async def _publish_lines(self, request: Request) -> Response:
         results = Results(request, self._log, self._observer, stream=True)
-        pieces = self._bodies.stream(request.receive, request.coding)
-        lines = Lines(pieces, self._bodies.body_limit)
-        stream = _Stream(request, self._producer, lines, self._bodies.body_limit, results)
         refused: PublishError | None = None
-        async with aclosing(pieces), aclosing(stream.events()) as events:
+        async with (
+            aclosing(self._bodies.stream(request.receive, request.coding)) as body,
+            aclosing(body.pieces()) as pieces,
+        ):
+            lines = _Lines(request, self._producer, body, Lines(pieces, self._bodies.body_limit), results)
             try:
-                async with aclosing(self._producer.publish_many(events, stops_if_refused=True)) as outcomes:
+                async with (
+                    aclosing(lines.events()) as events,
+                    aclosing(
+                        self._producer.publish_many(events, stops_if_refused=True, window=lambda: results.room)
+                    ) as outcomes,
+                ):
                     async for outcome in outcomes:
-                        results.add(outcome, line=stream.numbers.popleft())
+                        results.add(outcome, line=lines.numbers.popleft())
             except PublishError as error:
                 refused = error
         if refused is not None:
-            return results.answer_early(stream.numbers[0], problem_of(refused))
-        if stream.stopped_at:
-            return results.answer_early(stream.stopped_at, stream.cause)
+            return results.answer_early(lines.numbers[0], problem_of(refused))
+        if lines.stopped_at:
+            return results.answer_early(lines.stopped_at, lines.cause)
         return results.answer()
 
 
-async def _charge(source: Source) -> None:
-    """Wait until a source may send another event, and charge it for one."""
-    while seconds := source.charge():  # noqa: ASYNC110 (credit comes with time)
-        await asyncio.sleep(seconds)
-
-
-class _Stream:
+class _Lines:
     """The events of a stream of lines."""
 
-    def __init__(self, request: Request, producer: Producer, lines: Lines, limit: int, results: Results) -> None:
+    def __init__(self, request: Request, producer: Producer, body: Stream, lines: Lines, results: Results) -> None:
         self._request = request
         self._producer = producer
+        self._body = body
         self._lines = lines
-        self._limit = limit
         self._results = results
         self.numbers: deque[int] = deque()
         """The numbers of the lines whose outcome is not known yet."""
@@ -172,17 +171,20 @@ class _Stream:
                     self.stopped_at = self._lines.number
                     return
                 if source is not None:
-                    await _charge(source)
+                    self.stopped_at = self._lines.number
+                    while seconds := source.charge():
+                        await self._body.pause(seconds)
+                    self.stopped_at = 0
                 self.numbers.append(self._lines.number)
                 yield self._prepared(line, index)
                 index += 1
         except ProblemError as error:
             self.cause = error.problem
-            self.stopped_at = self._lines.number + 1
+            self.stopped_at = self.stopped_at or self._lines.number + 1
 
     def _prepared(self, line: bytes | None, index: int) -> Prepared | Exception:
         if line is None:
-            return too_large(self._limit, "line")
+            return too_large(self._lines.limit, "line")
         try:
             return self._request.prepare(self._producer, line, index)
         except Exception as error:  # noqa: BLE001 (it is the outcome of this line alone)

@@ -5,13 +5,17 @@ publishing it to memory. Requests take the same path with and without added midd
 """
 
 import logging
+import re
+import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pulsecart.errors import SettingsError
 from pulsecart.http.auth import Guard
 
 _log = logging.getLogger("pulsecart.http")
@@ -59,6 +63,10 @@ class Application(Starlette):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        for route in self.routes:
+            if isinstance(route, Route):
+                # Its own pattern also matches a path with a line break at the end.
+                route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
         self._hot = hot
         self._guard = guard
         self._observer = observer
@@ -78,9 +86,10 @@ class Application(Starlette):
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path of a request without the prefix that the application is mounted at."""
+    """Return the path of a request without the prefix that the application is mounted at, as Starlette sees it."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if below.startswith("/") or below == "" else path
 
 
 class _Dispatcher:
@@ -94,7 +103,7 @@ class _Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._rest(scope, receive, send)
+            await self._rest(scope, receive, partial(_send_explained, send))
             return
         path = path_of(scope)
         endpoint = self._hot.get((scope["method"], path))
@@ -103,6 +112,14 @@ class _Dispatcher:
             await (endpoint or self._rest)(scope, receive, send)
         else:
             await _observe(observed, endpoint or self._rest, scope, receive, send)
+
+
+async def _send_explained(send: Send, message: Message) -> None:
+    """Send a message of the lifespan. An error that is explained reaches the server without Starlette's traceback."""
+    error = sys.exception()
+    if message["type"] == "lifespan.startup.failed" and isinstance(error, SettingsError):
+        message = {**message, "message": "; ".join(error.problems)}
+    await send(message)
 
 
 async def _observe(observed: RequestObservation, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

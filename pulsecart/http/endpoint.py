@@ -17,6 +17,7 @@ from pulsecart.errors import BrokerRefused, EventError, PublishError
 from pulsecart.http.auth import name_of, source_of
 from pulsecart.http.dev.feed import Feed
 from pulsecart.http.formats.coding import coding_of
+from pulsecart.http.headers import split, unquoted
 from pulsecart.http.idempotency import IdempotencyKey
 from pulsecart.http.problems import DEFECT, Problem, ProblemError, problem_of, unsupported
 from pulsecart.message import Prepared
@@ -128,10 +129,16 @@ def _headers(scope: Scope) -> dict[bytes, bytes]:
 
 
 def media_type(content_type: bytes) -> str:
-    """Return the media type of a Content-Type header; empty if there is none, or for text that is not UTF-8."""
-    name, _, parameters = content_type.decode("latin-1").lower().partition(";")
-    charset = parameters.replace(" ", "").replace('"', "")
-    return name.strip() if charset in {"", "charset=utf-8", "charset=us-ascii"} else ""
+    """Return the media type of a Content-Type header; empty if there is none, or for text that is not UTF-8.
+
+    Parameters other than `charset` have no meaning here (RFC 9110, section 8.3.1).
+    """
+    name, *parameters = split(content_type.decode("latin-1").lower(), ";") or [""]
+    for parameter in parameters:
+        attribute, _, value = parameter.partition("=")
+        if attribute.strip() == "charset" and unquoted(value.strip()) not in {"utf-8", "us-ascii"}:
+            return ""
+    return name
 
 
 def require_json(content_type: bytes) -> None:

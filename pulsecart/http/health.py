@@ -6,7 +6,7 @@ from attrs import evolve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pulsecart.errors import BrokerUnavailable, PublishError, TransportClosed
+from pulsecart.errors import PublishError, TransportClosed
 from pulsecart.http.drain import Drain
 from pulsecart.http.problems import problem_of
 
@@ -33,7 +33,7 @@ def ready(missing_topics: Callable[[], Awaitable[list[str]]], drain: Drain) -> C
             return JSONResponse({"status": "ready"})
         try:
             missing = await missing_topics()
-        except (BrokerUnavailable, TransportClosed) as error:
+        except PublishError as error:
             return _not_ready(error, broker="unavailable")
         return JSONResponse({"status": "ready", "broker": "ok", "missing_topics": missing})
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from pulsecart.errors import Aborted, PublishError
 from pulsecart.http.auth import name_of
 from pulsecart.http.endpoint import Request, log_failure
+from pulsecart.http.headers import split, unquoted
 from pulsecart.http.problems import Problem, problem_of
 from pulsecart.many import Outcome
 from pulsecart.message import Receipt
@@ -54,6 +55,11 @@ class Results:
     def size(self) -> int:
         """The number of events that have ended."""
         return self.accepted + self.failed
+
+    @property
+    def room(self) -> int:
+        """How many events may be on their way besides the next one so that each can be listed if it fails."""
+        return max(0, MOST_FAILURES - 1 - self.failed)
 
     def add(self, outcome: Outcome, **place: int) -> None:
         """Add the outcome of the next event, and its place in addition to its index."""
@@ -110,7 +116,8 @@ class Results:
         if retry_after := max(self._retry_after, int(headers.get("Retry-After", 0))):
             headers["Retry-After"] = str(retry_after)
         if cause and cause.status < 500:
-            problem = evolve(cause, detail=detail, more=document, headers=headers)
+            retryable = cause.retryable or bool(retry_after)
+            problem = evolve(cause, detail=detail, more=document, headers=headers, retryable=retryable)
         else:
             problem = Problem(
                 status=503 if retry_after else 422,
@@ -153,7 +160,7 @@ def _result(error: Exception, problem: Problem) -> dict[str, Any]:
 def _preferences(header: bytes) -> dict[str, str]:
     """Return the preferences in a header Prefer, of which the first of each name counts (RFC 7240, section 2)."""
     found: dict[str, str] = {}
-    for preference in header.decode("latin-1").lower().split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        found.setdefault(name.strip(), value.strip().strip('"'))
+    for preference in split(header.decode("latin-1").lower(), ","):
+        name, _, value = next(iter(split(preference, ";")), "").partition("=")
+        found.setdefault(name.strip(), unquoted(value.strip()))
     return found

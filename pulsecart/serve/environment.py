@@ -12,7 +12,7 @@ from dotenv import load_dotenv
 from dotenv.parser import parse_stream
 
 from pulsecart.errors import SettingsError
-from pulsecart.serve.platform import implied_transport
+from pulsecart.serve.platform import implied_host, implied_transport
 from pulsecart.serve.settings import Settings
 from pulsecart.suggest import closest
 
@@ -30,13 +30,13 @@ _OF_OTHER_COMMANDS = ("PULSECART_KEY",)
 """Variables that are not settings of the service."""
 
 
-def load_settings() -> Settings:
+def load_settings(*, transport_given: bool = False) -> Settings:
     """Read `.env` into the environment, where it overrides nothing, then read the settings.
 
-    Raises `SettingsError`.
+    With `transport_given` the setting of the transport is ignored. Raises `SettingsError`.
     """
     _load_env_file()
-    return read_settings(os.environ)
+    return read_settings(os.environ, transport_given=transport_given)
 
 
 def load_setting(name: str) -> Any:
@@ -50,15 +50,21 @@ def load_setting(name: str) -> Any:
     return values.get(name, setting.default)
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
+def read_settings(environment: Mapping[str, str], *, transport_given: bool = False) -> Settings:
     """Read the settings from these variables. An empty variable counts as not set.
 
-    Raises `SettingsError` with everything that is wrong.
+    With `transport_given` that of the transport is ignored. Raises `SettingsError` with everything that is wrong.
     """
     environment = {name: text for name, text in environment.items() if not _SERVICE_LINK.fullmatch(f"{name}={text}")}
+    if transport_given:
+        environment.pop("PULSECART_TRANSPORT", None)
     values, problems = _read(environment)
     problems += _unknown_variables(environment)
-    if "transport" not in values and not environment.get("PULSECART_TRANSPORT"):
+    if not environment.get("PULSECART_HOST"):
+        values["host"] = implied_host(environment)
+    if transport_given:
+        values["transport"] = ""
+    elif "transport" not in values and not environment.get("PULSECART_TRANSPORT"):
         try:
             values["transport"] = implied_transport(values, environment)
         except SettingsError as error:

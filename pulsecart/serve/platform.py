@@ -1,4 +1,4 @@
-"""Where the service runs, and which transport follows from that."""
+"""Where the service runs, and which address and transport follow from that."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +6,19 @@ from typing import Any
 from pulsecart.errors import SettingsError
 from pulsecart.serve.hosts import is_loopback
 
-__all__ = ["implied_transport"]
+__all__ = ["implied_host", "implied_transport"]
 
 _CONTAINER_MARKS = ("K_SERVICE", "KUBERNETES_SERVICE_HOST")
+"""Variables that Cloud Run and Kubernetes set."""
+
+
+def implied_host(environment: Mapping[str, str]) -> str:
+    """Return the address to listen on if none is set: in a container nothing else would be reached."""
+    return "0.0.0.0" if _in_container(environment) else "127.0.0.1"  # noqa: S104
+
+
+def _in_container(environment: Mapping[str, str]) -> bool:
+    return any(environment.get(mark) for mark in _CONTAINER_MARKS)
 
 
 def implied_transport(values: Mapping[str, Any], environment: Mapping[str, str]) -> str:
@@ -25,8 +35,7 @@ def implied_transport(values: Mapping[str, Any], environment: Mapping[str, str])
             "PUBSUB_EMULATOR_HOST, or set PULSECART_TRANSPORT=emulator if events are meant for an emulator"
         )
         raise SettingsError([problem])
-    in_container = any(environment.get(mark) for mark in _CONTAINER_MARKS)
-    if runs_in == "dev" and not in_container and is_loopback(values.get("host", "127.0.0.1")):
+    if runs_in == "dev" and not _in_container(environment) and is_loopback(values.get("host", "127.0.0.1")):
         return "memory"
     problem = (
         "PULSECART_TRANSPORT is not set. Its default, memory, loses all events when the service stops, so it only "

@@ -1,7 +1,7 @@
 """Runs the service on uvicorn.
 
-This module uses only uvicorn's documented options. What depends on its interface for protocol classes is in
-`pulsecart.serve.protocol`.
+This module uses only uvicorn's documented options. What depends on its interfaces is in `pulsecart.serve.protocol` and
+`pulsecart.serve.supervisor`.
 """
 
 import asyncio
@@ -14,13 +14,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from pulsecart.serve.protocol import ConnectionLimits, HttpProtocol
 from pulsecart.serve.settings import Settings
+from pulsecart.serve.supervisor import Supervisor
 from pulsecart.serve.wiring import create_app
 from pulsecart.telemetry import logs
 
@@ -39,19 +40,23 @@ def run(settings: Settings) -> None:
     # After a graceful shutdown uvicorn raises the signal again, whose default handler would end with a failure status.
     signal.signal(signal.SIGTERM, _exit)
     _allow_open_files(settings.max_connections + OTHER_FILES)
-    uvicorn.run(
-        "pulsecart.serve.server:application",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        http=cast(Any, partial(HttpProtocol, limits=ConnectionLimits(max_connections=settings.max_connections))),
-        ws="none",
-        access_log=False,
-        server_header=False,
-        log_config=logs.standard_logging(settings.log_level, settings.project),
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    options: dict[str, Any] = {
+        "app": "pulsecart.serve.server:application",
+        "factory": True,
+        "host": settings.host,
+        "port": settings.port,
+        "workers": settings.workers,
+        "http": partial(HttpProtocol, limits=ConnectionLimits(max_connections=settings.max_connections)),
+        "ws": "none",
+        "access_log": False,
+        "server_header": False,
+        "log_config": logs.standard_logging(settings.log_level, settings.project),
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+    }
+    if settings.workers > 1:
+        Supervisor.of(uvicorn.Config(**options)).run()
+    else:
+        uvicorn.run(**options)
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:

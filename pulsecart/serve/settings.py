@@ -16,14 +16,13 @@ from pulsecart.serve import values
 from pulsecart.serve.hosts import is_listed, is_loopback
 from pulsecart.suggest import nearest
 from pulsecart.transports.pubsub import DEFAULT_CONNECTIONS, DEFAULT_ENDPOINT
+from pulsecart.transports.registry import BUILT_IN
 
-__all__ = ["DEV_PROJECT", "ENVIRONMENTS", "TRANSPORTS", "Settings"]
+__all__ = ["ENVIRONMENTS", "Settings"]
 
-TRANSPORTS = ("memory", "emulator", "pubsub")
 ENVIRONMENTS = ("dev", "staging", "prod")
 
-DEV_PROJECT = "pulsecart-dev"
-"""The project of the emulator, if none is set."""
+_DEV_PROJECT = "pulsecart-dev"
 
 # The groups of `pulsecart serve --help`, which shows settings in the order in which they are defined.
 _WHAT = "What to serve"
@@ -62,12 +61,22 @@ def _number(variable: str, group: str, metavar: str, help: str, bounds: tuple[fl
 
 @frozen(kw_only=True)
 class Settings:
-    """What the service needs to know. Raises `SettingsError` for values that are wrong or contradict each other."""
+    """What the service needs to know. Raises `SettingsError` for values that are wrong or contradict each other.
+
+    `transport` may be empty for an application that is given one.
+    """
 
     environment: str = _choice(
         "ENVIRONMENT", _WHAT, ENVIRONMENTS, "Where it runs: dev, staging or prod.", default="dev"
     )
-    host: str = _setting("PULSECART_HOST", _WHAT, "ADDRESS", "The address to listen on.", default="127.0.0.1")
+    host: str = _setting(
+        "PULSECART_HOST",
+        _WHAT,
+        "ADDRESS",
+        "The address to listen on.",
+        default="127.0.0.1",
+        shown="127.0.0.1; on Cloud Run and Kubernetes 0.0.0.0",
+    )
     port: int = _number("PORT", _WHAT, "NUMBER", "The port to listen on; 0 takes a free one.", (0, 65535), default=8000)
     workers: int = _number(
         "PULSECART_WORKERS", _WHAT, "NUMBER", "The number of processes that serve.", (1, 64), default=1
@@ -104,20 +113,42 @@ class Settings:
         (0.0, 300.0),
         default=0.0,
     )
-    transport: str = _choice(
+    transport: str = _setting(
         "PULSECART_TRANSPORT",
         _WHERE,
-        TRANSPORTS,
-        "Where events go: memory, emulator or pubsub.",
+        f"[{'|'.join(BUILT_IN)}|NAME|MODULE:FACTORY]",
+        "Where events go: memory, emulator, pubsub, another transport that is installed, or a factory in a module.",
+        default="",
+        validator=values.transport,
         shown="in development, emulator if PUBSUB_EMULATOR_HOST is set, else memory on a developer's machine",
+    )
+    transport_options: Mapping[str, str] = _setting(
+        "PULSECART_TRANSPORT_OPTIONS",
+        _WHERE,
+        "NAME=VALUE,...",
+        "Options of a transport that is not one of pulsecart's own, separated by commas.",
+        default={},
+        parse=values.parse_options,
+        validator=values.options,
+        shown="none",
     )
     project: str = _setting(
         "GCP_PROJECT_ID",
         _WHERE,
         "PROJECT",
         "The Google Cloud project of the topics.",
-        default=DEV_PROJECT,
+        default=_DEV_PROJECT,
         validator=values.project,
+    )
+    topics: Mapping[str, str] = _setting(
+        "PULSECART_TOPICS",
+        _WHERE,
+        "TOPIC=NAME,...",
+        "What topics are called in the project, where that is not the catalog's name: topic=name, separated by commas.",
+        default={},
+        parse=values.parse_topics,
+        validator=values.topics,
+        shown="the catalog's names",
     )
     endpoint: str = _setting(
         "PULSECART_ENDPOINT",
@@ -279,7 +310,8 @@ class Settings:
         "PULSECART_MAX_STREAMS",
         _LIMITS,
         "NUMBER",
-        "The most streams of lines (NDJSON) at a time in one process; beyond that the answer is 503.",
+        "The most streams of lines (NDJSON) at a time in one process, half of them of one source; beyond that the "
+        "answer is 503.",
         (1, 1000),
         default=8,
     )
@@ -287,7 +319,8 @@ class Settings:
         "PULSECART_MIN_STREAM_RATE",
         _LIMITS,
         "BYTES",
-        "How many bytes a second a stream must bring while pulsecart waits for it, or the answer is 408; 0 is any.",
+        "How many bytes a second, compressed or not, a stream must bring while pulsecart waits for it, or the answer "
+        "is 408; 0 is any.",
         (0, 1_000_000_000),
         default=1000,
     )
@@ -366,6 +399,21 @@ class Settings:
         ("true", "false"),
         "Whether spans may contain ordering keys, and logs the messages of unexpected errors: true or false.",
         default="false",
+    )
+    metrics_port: int = _number(
+        "PULSECART_METRICS_PORT",
+        _TELEMETRY,
+        "NUMBER",
+        "The port for Prometheus to scrape /metrics on, such as 9464; 0 is none. It needs the extra prometheus.",
+        (0, 65535),
+        default=0,
+    )
+    metrics_host: str = _setting(
+        "PULSECART_METRICS_HOST",
+        _TELEMETRY,
+        "ADDRESS",
+        "The address on which /metrics is served. It has no authentication.",
+        default="127.0.0.1",
     )
     trace_callers: Literal["always", "ratio", "never"] = _choice(
         "PULSECART_TRACE_CALLERS",
@@ -453,11 +501,23 @@ class Settings:
     def require_topics(self, known: Collection[str]) -> None:
         """Check that the settings by topic name topics that exist. Raises `SettingsError`."""
         listed = ", ".join(known)
+        by_topic = {
+            "PULSECART_ORDERING": self.ordering,
+            "PULSECART_BATCHING": self.batching,
+            "PULSECART_TOPICS": self.topics,
+        }
         problems = [
             f"{variable}: no event type has the topic {topic!r}{nearest(topic, known) or f'; the topics are {listed}'}"
-            for variable, topics in (("PULSECART_ORDERING", self.ordering), ("PULSECART_BATCHING", self.batching))
+            for variable, topics in by_topic.items()
             for topic in topics
             if topic not in known and topic != USER_ACTIONS
+        ]
+        # Two topics in one would mix the order of a user's events.
+        problems += [
+            f"PULSECART_TOPICS: {topic}={name}, but {name} is another topic of the catalog: choose another name, or "
+            f"give {name} one, too"
+            for topic, name in self.topics.items()
+            if name != topic and name in known and name not in self.topics
         ]
         if problems:
             raise SettingsError(problems)
@@ -479,7 +539,7 @@ class Settings:
                 "the emulator transport needs to know where the emulator is: set PUBSUB_EMULATOR_HOST "
                 "(--emulator-host), such as 127.0.0.1:8085"
             )
-        problems += self._contradictions_of_access()
+        problems += self._contradictions_of_metrics() + self._contradictions_of_access()
         try:
             _ = self.limits
         except ValueError as error:
@@ -489,13 +549,24 @@ class Settings:
         if self.client_key_file and not self.client_certificate_file:
             problems.append("PULSECART_CLIENT_KEY_FILE needs PULSECART_CLIENT_CERTIFICATE_FILE")
         if self.transport == "pubsub":
-            if self.project == DEV_PROJECT:
+            if self.project == _DEV_PROJECT:
                 problems.append("the pubsub transport needs to know the project of the topics: set GCP_PROJECT_ID")
             if self.emulator_host:
                 problems.append(
                     f"PUBSUB_EMULATOR_HOST is {self.emulator_host}, but the transport is real Pub/Sub: "
                     "unset it, or set PULSECART_TRANSPORT=emulator"
                 )
+        return problems
+
+    def _contradictions_of_metrics(self) -> list[str]:
+        problems = []
+        if self.metrics_port and self.workers > 1:
+            problems.append(
+                f"PULSECART_METRICS_PORT would show one of {self.workers} workers only: set PULSECART_WORKERS=1 and "
+                "run more instances, or let each worker export by OTLP (OTEL_METRICS_EXPORTER=otlp)"
+            )
+        if self.metrics_port and find_spec("prometheus_client") is None:
+            problems.append("PULSECART_METRICS_PORT needs prometheus-client: pip install 'pulsecart[prometheus]'")
         return problems
 
     def _contradictions_of_access(self) -> list[str]:

@@ -14,7 +14,9 @@ from pulsecart.access.urls import is_secure, is_url
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Batching
 from pulsecart.serve.hosts import network
-from pulsecart.suggest import closest
+from pulsecart.suggest import closest, nearest
+from pulsecart.transports.pubsub.remote import RESOURCE_NAME
+from pulsecart.transports.registry import is_factory, transport_names
 
 __all__ = [
     "address",
@@ -29,13 +31,18 @@ __all__ = [
     "number",
     "one_of",
     "option",
+    "options",
     "ordering",
     "origins",
     "parse_auth",
     "parse_batching",
+    "parse_options",
     "parse_ordering",
+    "parse_topics",
     "project",
+    "topics",
     "trace_url",
+    "transport",
 ]
 
 Setting: TypeAlias = "attrs.Attribute[Any]"
@@ -87,6 +94,19 @@ def parse_ordering(text: str) -> dict[str, str]:
     return {topic: choice for topic, _, choice in (part.partition("=") for part in names(text))}
 
 
+def parse_topics(text: str) -> dict[str, str] | str:
+    """Parse `topic=name,…`."""
+    pairs = [(topic, name) for topic, _, name in (part.partition("=") for part in names(text))]
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else text
+
+
+def parse_options(text: str) -> dict[str, str] | str:
+    """Parse `name=value,…`."""
+    pairs = [part.partition("=") for part in names(text)]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    return found if len(found) == len(pairs) and all(name and sign for name, sign, _ in pairs) else text
+
+
 def parse_batching(text: str) -> dict[str, Batching] | str:
     """Parse `topic=messages:bytes:milliseconds,…`."""
     found = {}
@@ -127,6 +147,20 @@ def between(low: float, high: float) -> Validator:
             _reject(setting, f"a {'whole ' if whole else ''}number from {low:,} to {high:,}", value)
 
     return validate
+
+
+def transport(_settings: Any, setting: Setting, value: str) -> None:
+    """Accept the name of an installed transport, or of a factory, or an empty string."""
+    if value and not is_factory(value) and value not in (known := transport_names()):
+        hint = nearest(value.lower(), known) or "; a factory in a module is named as package.module:factory"
+        _reject(setting, f"{', '.join(known[:-1])} or {known[-1]}", value, hint)
+
+
+def options(_settings: Any, setting: Setting, value: Any) -> None:
+    """Accept what `parse_options` could parse."""
+    if not isinstance(value, Mapping):
+        variable = setting.metadata["variable"]  # the value may contain a password
+        raise SettingsError([f"{variable} ({option(setting)}) must be name=value, separated by commas, each name once"])
 
 
 def auth(settings: Any, setting: Setting, value: str) -> None:
@@ -207,6 +241,22 @@ def ordering(_settings: Any, setting: Setting, value: Mapping[str, str]) -> None
                 "topic=user, topic=none or topic=shards:N with N from 1 to 9,999, separated by commas",
                 f"{topic}={choice}",
             )
+
+
+def topics(_settings: Any, setting: Setting, value: Any) -> None:
+    """Accept a name that Pub/Sub allows for each topic, and no name twice."""
+    if not isinstance(value, Mapping):
+        _reject(setting, "topic=name, separated by commas, with each topic once", value)
+    for topic, name in value.items():
+        if not RESOURCE_NAME.fullmatch(name):
+            _reject(
+                setting,
+                "topic=name, separated by commas; a name has 3 to 255 letters, digits and -._~+%, begins with a letter "
+                "and not with goog",
+                f"{topic}={name}",
+            )
+    if len(set(value.values())) < len(value):
+        _reject(setting, "topic=name, separated by commas, with each name once", ",".join(value.values()))
 
 
 def batching(_settings: Any, setting: Setting, value: Any) -> None:

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 from starlette.applications import Starlette
@@ -13,8 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from pulsecart.errors import BrokerUnavailable, SettingsError
+from pulsecart.errors import PublishError, SettingsError
 from pulsecart.events import Catalog
+from pulsecart.guard import guarded
 from pulsecart.http import dev, docs
 from pulsecart.http.batch import BATCH, Arrays, Batch
 from pulsecart.http.body import Bodies
@@ -33,9 +33,9 @@ from pulsecart.serve.environment import load_settings
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import export, logs
 from pulsecart.telemetry.observer import Telemetry
-from pulsecart.transports import EmulatorTransport, MemoryTransport, PubSubTransport
+from pulsecart.transports.registry import TransportConfig, make_transport
 
-__all__ = ["create_app", "pubsub_transport"]
+__all__ = ["create_app", "transport_of"]
 
 _log = logging.getLogger("pulsecart")
 
@@ -43,16 +43,19 @@ _log = logging.getLogger("pulsecart")
 def create_app(settings: Settings | None = None, *, transport: Transport | None = None) -> Starlette:
     """Create the application, for any ASGI server: `uvicorn --factory pulsecart.app:create_app`.
 
-    By default settings are read from the environment. A `transport` replaces the one in the settings; it
-    is opened and closed with the application. Raises `SettingsError` or `DefinitionError`.
+    By default settings are read from the environment. A `transport` replaces the one in the settings, which need not
+    have one then; it is opened and closed with the application. Raises `SettingsError` or `DefinitionError`.
     """
-    settings, catalog, access = _load(settings)
-    personal_data = settings.personal_data == "true"
-    telemetry = Telemetry(traces_keys=personal_data, callers=settings.trace_callers)
-    admin: TopicAdmin | None = None
-    if transport is None:
-        transport, admin = _make_transport(settings, telemetry)
-    feed = dev.Feed(transport, trace_url=settings.trace_url) if settings.has_dev else None
+    with _problems_logged():
+        settings = load_settings(transport_given=transport is not None) if settings is None else settings
+        catalog = settings.catalog
+        settings.require_topics(catalog.topics)
+        access = Access(settings, catalog)
+        personal_data = settings.personal_data == "true"
+        telemetry = Telemetry(traces_keys=personal_data, callers=settings.trace_callers)
+        given = transport_of(settings, telemetry) if transport is None else transport
+    transport = guarded(given, limits=settings.limits, name=settings.transport if transport is None else "")
+    feed = dev.Feed(given, trace_url=settings.trace_url) if settings.has_dev else None
     producer = Producer(
         transport,
         catalog=catalog,
@@ -66,23 +69,30 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
 
     drain = Drain(transport, settings.drain_delay, *([feed.end] if feed else []))
 
+    creates_topics = settings.environment == "dev" and isinstance(given, TopicAdmin)
+
     async def missing_topics() -> list[str]:
         return await transport.check(catalog.topics)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with export.exporting(telemetry.start), access.opened(), transport:
+        async with _metrics(settings), export.exporting(telemetry.start), access.opened(), transport:
             try:
                 missing = await missing_topics()
-                if admin is not None:
-                    await admin.create_topics(missing)
+                if creates_topics and isinstance(transport, TopicAdmin):
+                    await transport.create_topics(missing)
                     missing = []
-            except BrokerUnavailable as error:
+            except PublishError as error:
                 # Start anyway: until the broker is available, callers get a 503, and /readyz reports it.
                 _log.warning("The broker is not available yet: %s", error.log_detail)
             else:
                 for topic in missing:
-                    _log.warning("The topic %s does not exist in project %s: create it", topic, settings.project)
+                    name = settings.topics.get(topic, topic)
+                    _log.warning(
+                        "The topic %s does not exist in project %s: create it, for example with pulsecart topics apply",
+                        name,
+                        settings.project,
+                    )
             async with drain.on_signals():
                 yield
             event_log.flush()
@@ -109,6 +119,18 @@ def create_app(settings: Settings | None = None, *, transport: Transport | None 
     )
     app.router.redirect_slashes = False  # a redirect would send the body twice; a 404 names the right path
     return app
+
+
+@asynccontextmanager
+async def _metrics(settings: Settings) -> AsyncIterator[None]:
+    """Serve /metrics, if there is a port for it. Raises `SettingsError` if the port is taken."""
+    if not settings.metrics_port:
+        yield
+        return
+    from pulsecart.telemetry.prometheus import exposed  # noqa: PLC0415 (an optional dependency)
+
+    with exposed(settings.metrics_host, settings.metrics_port):
+        yield
 
 
 def _events(  # noqa: PLR0913 (the parts)
@@ -158,55 +180,26 @@ def _documents(settings: Settings, catalog: Catalog, routes: list[Route]) -> lis
     return docs.routes(catalog, [route.path for route in routes], authenticated=settings.auth != "none")
 
 
-def _load(settings: Settings | None) -> tuple[Settings, Catalog, Access]:
+@contextmanager
+def _problems_logged() -> Iterator[None]:
+    """Log what is wrong with the settings: servers print a traceback, in which it is hard to find."""
     try:
-        settings = load_settings() if settings is None else settings
-        catalog = settings.catalog
-        settings.require_topics(catalog.topics)
-        access = Access(settings, catalog)
+        yield
     except SettingsError as error:
-        # The servers that call this factory print a traceback, in which the problems are hard to find.
         _log.error("Invalid settings: %s", "; ".join(error.problems))
         raise
-    return settings, catalog, access
 
 
-def _make_transport(settings: Settings, observer: Observer) -> tuple[Transport, TopicAdmin | None]:
-    """Return the transport of the settings, and its `TopicAdmin` if missing topics should be created."""
-    match settings.transport:
-        case "memory":
-            return MemoryTransport(), None
-        case "emulator":
-            creates_topics = settings.environment == "dev"
-            emulator = EmulatorTransport(
-                project=settings.project,
-                host=settings.emulator_host,
-                wire=settings.wire,
-                connections=settings.connections,
-                limits=settings.limits,
-                creates_topics=creates_topics,
-                observer=observer,
-            )
-            return emulator, emulator if creates_topics else None
-        case _:
-            return pubsub_transport(settings, observer), None
-
-
-def pubsub_transport(settings: Settings, observer: Observer = UNOBSERVED) -> PubSubTransport:
-    """Return the transport to Google Cloud Pub/Sub."""
-    return PubSubTransport(
+def transport_of(settings: Settings, observer: Observer = UNOBSERVED) -> Transport:
+    """Return the transport of the settings. Raises `SettingsError`."""
+    if not settings.transport:
+        raise SettingsError(["PULSECART_TRANSPORT (--transport) is not set, and create_app was given no transport"])
+    config = TransportConfig(
         project=settings.project,
-        endpoint=settings.endpoint,
-        connect_to=settings.connect_to,
-        wire=settings.wire,
-        connections=settings.connections,
-        roots=Path(settings.ca_file).read_bytes() if settings.ca_file else None,
-        client_certificate=_path(settings.client_certificate_file),
-        client_key=_path(settings.client_key_file),
+        environment=settings.environment,
         limits=settings.limits,
+        options=settings.transport_options,
         observer=observer,
+        settings=settings,
     )
-
-
-def _path(text: str) -> Path | None:
-    return Path(text) if text else None
+    return make_transport(settings.transport, config)

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pulsecart.limits import MAX_REQUEST_MESSAGES
 from pulsecart.telemetry import durations, metrics, tracing
@@ -21,7 +22,14 @@ from pulsecart.telemetry import durations, metrics, tracing
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
-__all__ = ["FLUSH_SECONDS", "exporting", "flush_in_time", "resource_of_process", "set_up_providers"]
+__all__ = [
+    "FLUSH_SECONDS",
+    "collectors",
+    "exporting",
+    "flush_in_time",
+    "resource_of_process",
+    "set_up_providers",
+]
 
 FLUSH_SECONDS = 1.0
 """How long the last export may take when the service stops."""
@@ -122,6 +130,21 @@ def _exporters(signal: str) -> list[str]:
                 else f"exporter {name!r}"
             )
             _log.warning("No %s are exported: there is no %s; exporters are otlp, console, none", signal, wrong)
+    return found
+
+
+def collectors() -> dict[str, tuple[str, int]]:
+    """Return the address of the collector of each signal that is exported to one, by the standard variables."""
+    found = {}
+    for signal in _CONSOLE:
+        exporters = [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _exporters(signal)
+        if otlp := next((name for name in exporters if "otlp" in name), None):
+            own = _variable(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
+            port = 4318 if ".http." in otlp else 4317
+            url = own or _variable("OTEL_EXPORTER_OTLP_ENDPOINT") or f"http://localhost:{port}"
+            parts = urlsplit(url if "//" in url else f"//{url}")
+            implied = {"http": 80, "https": 443}.get(parts.scheme, port) if ".http." in otlp else port
+            found[signal] = (parts.hostname or "localhost", parts.port or implied)
     return found
 
 

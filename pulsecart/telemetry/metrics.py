@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
+from attrs import frozen
 from opentelemetry import metrics
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -21,10 +22,13 @@ from pulsecart.telemetry.durations import BOUNDS, Durations
 
 __all__ = [
     "DURATIONS",
+    "OBSERVED",
     "OTHER",
+    "Observed",
     "are_on",
     "batch_ended",
     "event_ended",
+    "expose",
     "request_ended",
     "send_ended",
     "tabulate",
@@ -71,7 +75,10 @@ _send_durations = Durations(
 DURATIONS = (_request_durations, _send_durations)
 
 
-def _instrument(durations: Durations) -> Callable[[float, tuple[Any, ...], Span], None]:
+_Record = Callable[[float, tuple[Any, ...], Span], None]
+
+
+def _instrument(durations: Durations) -> _Record:
     """Return what records durations in a histogram of the SDK."""
     histogram = _meter.create_histogram(
         durations.name, "s", durations.description, explicit_bucket_boundaries_advisory=BOUNDS
@@ -83,25 +90,53 @@ def _instrument(durations: Durations) -> Callable[[float, tuple[Any, ...], Span]
     return record
 
 
-_record_request, _record_send = map(_instrument, DURATIONS)
+_in_sdk = tuple(map(_instrument, DURATIONS))
+_record_request, _record_send = _in_sdk
+_tabulated = _exposed = False
 
 
 def tabulate() -> None:
     """Record durations in our tables from now on, which `durations.exported` exports, and not in the SDK."""
+    global _tabulated  # noqa: PLW0603
+    _tabulated = True
+    _choose()
+
+
+def expose() -> None:
+    """Record everything in our tables from now on, for a reader in this process, and in the SDK as before."""
+    global _exposed  # noqa: PLW0603
+    _exposed = True
+    _choose()
+
+
+def _choose() -> None:
     global _record_request, _record_send
-    _record_request, _record_send = _request_durations.record, _send_durations.record
+    _record_request, _record_send = map(_recorder, DURATIONS, _in_sdk)
+
+
+def _recorder(durations: Durations, in_sdk: _Record) -> _Record:
+    return durations.record if _tabulated else _in_both(durations, in_sdk) if _exposed else in_sdk
+
+
+def _in_both(durations: Durations, in_sdk: _Record) -> _Record:
+    def record(seconds: float, key: tuple[Any, ...], span: Span) -> None:
+        durations.record(seconds, key, span)
+        in_sdk(seconds, key, span)
+
+    return record
 
 
 _events: Counter[tuple[str, str, str, str]] = Counter()
+_examples: dict[tuple[str, str, str, str], str] = {}
 _sent: Counter[tuple[str, tuple[str, int], str]] = Counter()
 _requests: Counter[tuple[str, str]] = Counter()
 _batches: Counter[str] = Counter()
 
 
 def are_on() -> bool:
-    """Return whether a MeterProvider has been set."""
+    """Return whether a MeterProvider has been set, or this process is read by other means."""
     # The API's stand-in has no public name.
-    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
+    return _exposed or not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
 
 
 MOST_SOURCES = 200
@@ -110,13 +145,19 @@ MOST_SOURCES = 200
 _sources: set[str] = {""}
 
 
-def event_ended(event_type: str, outcome: str, error: str = "", source: str = "") -> None:
-    """Count an event by type, outcome (`published`, `refused`, `failed`, `abandoned`), kind of error and source."""
+def event_ended(event_type: str, outcome: str, error: str = "", source: str = "", event_id: str = "") -> None:
+    """Count an event by type, outcome (`published`, `refused`, `failed`, `abandoned`), kind of error and source.
+
+    Its id is kept as an example of such events.
+    """
     if source not in _sources:
         if len(_sources) > MOST_SOURCES:
             source = OTHER
         _sources.add(source)
-    _events[event_type, outcome, error, source] += 1
+    key = event_type, outcome, error, source
+    _events[key] += 1
+    if event_id:
+        _examples[key] = event_id
 
 
 def request_ended(  # noqa: PLR0913, PLR0917 (a request's attributes)
@@ -155,77 +196,127 @@ def _size_class(count: int) -> str:
     return next((name for most, name in _SIZES if count <= most), "more")
 
 
-Callback = Callable[[CallbackOptions], Iterable[Observation]]
+Attributes = Mapping[str, str | int]
 
 
-def _observe_events(_options: CallbackOptions) -> Iterator[Observation]:
-    for (event_type, outcome, error, source), count in dict(_events).items():
+@frozen
+class Observed:
+    """What is counted here, and read when it is collected."""
+
+    kind: Literal["counter", "gauge"]
+    name: str
+    unit: str
+    description: str
+    read: Callable[[], Iterable[tuple[float, Attributes, str]]]
+    """Returns the value of each attribute set, and the id of an event as an example, or an empty string."""
+
+
+def _read_events() -> Iterator[tuple[float, Attributes, str]]:
+    for key, count in dict(_events).items():
+        event_type, outcome, error, source = key
         attributes = {"cloudevents.event_type": event_type, "pulsecart.outcome": outcome}
         others = {"error.type": error, "pulsecart.source": source}
-        yield Observation(count, attributes | {name: value for name, value in others.items() if value})
+        yield count, attributes | {name: value for name, value in others.items() if value}, _examples.get(key, "")
 
 
-def _observe_sent(_options: CallbackOptions) -> Iterator[Observation]:
+def _read_sent() -> Iterator[tuple[float, Attributes, str]]:
     for (topic, server, error), count in dict(_sent).items():
-        yield Observation(count, _send_attributes(topic, server, error))
+        yield count, _send_attributes(topic, server, error), ""
 
 
-def _observe_requests(_options: CallbackOptions) -> Iterator[Observation]:
+def _read_requests() -> Iterator[tuple[float, Attributes, str]]:
     for (topic, size), count in dict(_requests).items():
-        yield Observation(count, {"messaging.destination.name": topic, "pulsecart.batch.size": size})
+        yield count, {"messaging.destination.name": topic, "pulsecart.batch.size": size}, ""
 
 
-def _sum_of(read: Callable[[Load], float], attributes: Mapping[str, str] | None = None) -> Callback:
-    return lambda _options: [Observation(sum(read(loaded.load()) for loaded in list(_loaded)), attributes)]
-
-
-def _observe_batches(_options: CallbackOptions) -> Iterator[Observation]:
+def _read_batches() -> Iterator[tuple[float, Attributes, str]]:
     for size, count in dict(_batches).items():
-        yield Observation(count, {"pulsecart.batch.size": size})
+        yield count, {"pulsecart.batch.size": size}, ""
 
 
-def _oldest_age(_options: CallbackOptions) -> list[Observation]:
-    return [Observation(max((loaded.load().oldest_age for loaded in list(_loaded)), default=0.0))]
+def _sum_of(read: Callable[[Load], float]) -> Callable[[], list[tuple[float, Attributes, str]]]:
+    return lambda: [(sum(read(loaded.load()) for loaded in list(_loaded)), {}, "")]
 
 
-_meter.create_observable_counter("pulsecart.events", [_observe_events], "{event}", "Events by type and outcome.")
-_meter.create_observable_counter(
-    "messaging.client.sent.messages", [_observe_sent], "{message}", "Messages sent to the broker, and how it ended."
+def _oldest_age() -> list[tuple[float, Attributes, str]]:
+    return [(max((loaded.load().oldest_age for loaded in list(_loaded)), default=0.0), {}, "")]
+
+
+def _connections() -> list[tuple[float, Attributes, str]]:
+    loads = [loaded.load() for loaded in list(_loaded)]
+    used = sum(load.connections_in_use for load in loads)
+    return [(sum(load.connections for load in loads) - used, {"state": "idle"}, ""), (used, {"state": "used"}, "")]
+
+
+OBSERVED = (
+    Observed("counter", "pulsecart.events", "{event}", "Events by type and outcome.", _read_events),
+    Observed(
+        "counter",
+        "messaging.client.sent.messages",
+        "{message}",
+        "Messages sent to the broker, and how it ended.",
+        _read_sent,
+    ),
+    Observed(
+        "counter",
+        "pulsecart.requests",
+        "{request}",
+        "Requests to the broker, by how many messages they carried.",
+        _read_requests,
+    ),
+    Observed(
+        "counter", "pulsecart.batches", "{batch}", "Batches of callers, by how many events they had.", _read_batches
+    ),
+    Observed(
+        "gauge",
+        "pulsecart.messages.in_flight",
+        "{message}",
+        "Messages not confirmed yet, waiting ones included.",
+        _sum_of(lambda load: load.messages),
+    ),
+    Observed("gauge", "pulsecart.bytes.in_flight", "By", "Their bytes.", _sum_of(lambda load: load.bytes)),
+    Observed(
+        "gauge",
+        "pulsecart.messages.waiting",
+        "{message}",
+        "Messages that wait for their key's turn.",
+        _sum_of(lambda load: load.waiting),
+    ),
+    Observed(
+        "gauge",
+        "pulsecart.oldest_message.age",
+        "s",
+        "How long the oldest unconfirmed message has waited.",
+        _oldest_age,
+    ),
+    Observed(
+        "gauge",
+        "pulsecart.connections",
+        "{connection}",
+        "Connections to the broker. On the gRPC wire, where a connection carries many requests, all are idle.",
+        _connections,
+    ),
+    Observed(
+        "gauge",
+        "pulsecart.connections.awaited",
+        "{request}",
+        "Requests that wait for a connection to the broker.",
+        _sum_of(lambda load: load.connections_awaited),
+    ),
 )
-_meter.create_observable_counter(
-    "pulsecart.requests", [_observe_requests], "{request}", "Requests to the broker, by how many messages they carried."
-)
-_meter.create_observable_counter(
-    "pulsecart.batches", [_observe_batches], "{batch}", "Batches of callers, by how many events they had."
-)
-_meter.create_observable_gauge(
-    "pulsecart.messages.in_flight",
-    [_sum_of(lambda load: load.messages)],
-    "{message}",
-    "Messages not confirmed yet, waiting ones included.",
-)
-_meter.create_observable_gauge("pulsecart.bytes.in_flight", [_sum_of(lambda load: load.bytes)], "By", "Their bytes.")
-_meter.create_observable_gauge(
-    "pulsecart.messages.waiting",
-    [_sum_of(lambda load: load.waiting)],
-    "{message}",
-    "Messages that wait for their key's turn.",
-)
-_meter.create_observable_gauge(
-    "pulsecart.oldest_message.age", [_oldest_age], "s", "How long the oldest unconfirmed message has waited."
-)
-_meter.create_observable_gauge(
-    "pulsecart.connections",
-    [
-        _sum_of(lambda load: load.connections - load.connections_in_use, {"state": "idle"}),
-        _sum_of(lambda load: load.connections_in_use, {"state": "used"}),
-    ],
-    "{connection}",
-    "Connections to the broker. On the gRPC wire, where a connection carries many requests, all are idle.",
-)
-_meter.create_observable_gauge(
-    "pulsecart.connections.awaited",
-    [_sum_of(lambda load: load.connections_awaited)],
-    "{request}",
-    "Requests that wait for a connection to the broker.",
-)
+
+
+def _register(observed: Observed) -> None:
+    """Let the SDK read it, too."""
+
+    def observe(_options: CallbackOptions) -> Iterator[Observation]:
+        for value, attributes, _example in observed.read():
+            yield Observation(value, attributes)
+
+    counter, gauge = _meter.create_observable_counter, _meter.create_observable_gauge
+    create = counter if observed.kind == "counter" else gauge
+    create(observed.name, [observe], observed.unit, observed.description)
+
+
+for _each in OBSERVED:
+    _register(_each)

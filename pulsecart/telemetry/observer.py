@@ -87,6 +87,7 @@ class _Active:
 class _Publishing:
     def __init__(self, event: Prepared, span: Span, context: Context | None) -> None:
         self._event_type = event.event_type
+        self._event_id = event.event_id
         self._source = event.message.attributes.get("source", "")
         self._span = span
         self.attributes: Mapping[str, str] = tracing.propagated(span.get_span_context())
@@ -98,12 +99,12 @@ class _Publishing:
             self._token = None
 
     def published(self, message_id: str) -> None:
-        metrics.event_ended(self._event_type, "published", source=self._source)
+        metrics.event_ended(self._event_type, "published", source=self._source, event_id=self._event_id)
         self._span.set_attribute("messaging.message.id", message_id)
         self._end()
 
     def failed(self, error: BaseException) -> None:
-        tracing.fail(self._span, _count(self._event_type, error, self._source))
+        tracing.fail(self._span, _count(self._event_type, error, self._source, self._event_id))
         self._end()
 
     def _end(self) -> None:
@@ -159,12 +160,12 @@ class _Request:
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 
 
-def _count(event_type: str, error: BaseException, source: str) -> str:
+def _count(event_type: str, error: BaseException, source: str, event_id: str = "") -> str:
     """Count an event that was not published, by whose fault it was, and return what went wrong, in one word of few."""
     error_type = error.error_type if isinstance(error, PublishError) else type(error).__name__
     if isinstance(error, (EventError, MessageRefused)):
         outcome = "refused"
     else:
         outcome = "failed" if isinstance(error, Exception) else "abandoned"
-    metrics.event_ended(event_type, outcome, error_type, source)
+    metrics.event_ended(event_type, outcome, error_type, source, event_id)
     return error_type

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pulsecart.testing.contract import Delivered, Outage, TransportContract
     from pulsecart.testing.recording import RecordingTransport
     from pulsecart.testing.service import Service
     from pulsecart.testing.strict import (
@@ -16,17 +17,21 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Delivered",
+    "Outage",
     "PublishRequest",
     "RawAnswer",
     "ReceivedMessage",
     "RecordingTransport",
     "Service",
     "StrictPubsub",
+    "TransportContract",
     "http_answer",
     "strict_pubsub",
 ]
 
-_MODULES = {"RecordingTransport": "recording", "Service": "service"}
+_MODULES = dict.fromkeys(("Delivered", "Outage", "TransportContract"), "contract")
+_MODULES |= {"RecordingTransport": "recording", "Service": "service"}
 
 
 def __getattr__(name: str) -> Any:

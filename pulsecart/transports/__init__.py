@@ -1,4 +1,6 @@
-"""Transports: memory, the Pub/Sub emulator, and Google Cloud Pub/Sub; and `KeyedQueues`, for transports of your own.
+"""Transports: memory, the Pub/Sub emulator, and Google Cloud Pub/Sub.
+
+`KeyedQueues` and `TransportConfig` are for transports of your own; see `pulsecart.transports.registry`.
 
 Each is imported on first access, and Google's packages only when a transport is opened, so that tests
 that use only the memory transport start fast.
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from pulsecart.transports.keyed import Failure, KeyedQueues, Request, Send
     from pulsecart.transports.memory import MemoryTransport, PublishedMessage
     from pulsecart.transports.pubsub import PubSubTransport
+    from pulsecart.transports.registry import TransportConfig
 
 __all__ = [
     "EmulatorTransport",
@@ -22,6 +25,7 @@ __all__ = [
     "PublishedMessage",
     "Request",
     "Send",
+    "TransportConfig",
 ]
 
 _MODULES = {
@@ -33,6 +37,7 @@ _MODULES = {
     "PublishedMessage": "pulsecart.transports.memory",
     "Request": "pulsecart.transports.keyed",
     "Send": "pulsecart.transports.keyed",
+    "TransportConfig": "pulsecart.transports.registry",
 }
 
 

@@ -2,7 +2,7 @@
 
 A transport brings one function, which sends a request to its broker:
 
-    class NatsTransport:
+    class OwnTransport:
         async def __aenter__(self) -> Self:
             self._queues = KeyedQueues(self._send, Limits())
             return self
@@ -419,7 +419,8 @@ class KeyedQueues:
                 raise
             return _unexpected(queue, error)  # something in `send` was cancelled, not this task
         except Exception as error:  # noqa: BLE001 (any transport may be plugged in here)
-            self._report(f"the transport failed to publish to the topic {queue.topic}", error)
+            name = getattr(self._send, "__qualname__", type(self._send).__name__)
+            self._report(f"{name} failed to publish to the topic {queue.topic}", error)
             return _unexpected(queue, error)
 
     def _conclude(self, queue: _Queue, part: list[_Entry], sent: Sequence[str] | Failure) -> None:

@@ -9,9 +9,10 @@ from typing import Self
 
 from pulsecart.errors import TransportClosed
 from pulsecart.message import Message, PublishedMessage
+from pulsecart.transports.registry import TransportConfig
 from pulsecart.transports.turns import Turns
 
-__all__ = ["MemoryTransport", "PublishedMessage"]
+__all__ = ["MemoryTransport", "PublishedMessage", "from_config"]
 
 Handler = Callable[[Message], Awaitable[None]]
 
@@ -45,6 +46,11 @@ class MemoryTransport:
         self._listeners: list[Callable[[PublishedMessage], None]] = []
         self._turns = Turns()
         self._closed = False
+
+    @property
+    def keeps_deadline(self) -> bool:
+        """Whether there is no handler, which may wait or fail."""
+        return self._handler is None
 
     @property
     def messages(self) -> list[PublishedMessage]:
@@ -126,3 +132,9 @@ class MemoryTransport:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def from_config(config: TransportConfig) -> MemoryTransport:
+    """Return the transport `memory`."""
+    config.allow_options()
+    return MemoryTransport()

@@ -23,11 +23,13 @@ def test_unknown_name_is_an_attribute_error():
 def test_help_lists_the_commands():
     """`pulsecart --help` has a line for each command."""
     assert re.findall(r"^  (\w+)  +\S", run("--help").stdout.partition("Commands:")[2], re.MULTILINE) == [
+        "doctor",
         "keys",
         "schema",
         "send",
         "serve",
         "tail",
+        "topics",
         "trace",
     ]
 

@@ -139,7 +139,7 @@ def test_failures_can_be_corrected_and_sent(tmp_path):
         (tmp_path / "again").write_bytes(ndjson([event | {"order_id": "o1"}]))
         assert run("send", "again", "--to", served.url).returncode == 0
         messages = published(served.url)
-    assert "Line 2: 400 malformed-body: The body is not JSON" in ended.stderr
+    assert "Line 2: 400 malformed-body: The event is not JSON" in ended.stderr
     assert "Line 3: 422 invalid-event: " in ended.stderr
     assert "/order_id: must not be empty" in ended.stderr
     assert "2 events sent in" in ended.stderr

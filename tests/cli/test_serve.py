@@ -330,7 +330,7 @@ def test_help_names_the_kind_of_value(tmp_path):
     """The placeholder of an option says what to write, not the name of the variable."""
     text = run("serve", "--help", cwd=tmp_path).stdout
     assert "--port NUMBER\n" in text
-    assert "--transport [memory|emulator|pubsub]\n" in text
+    assert "--transport [memory|emulator|pubsub|NAME|MODULE:FACTORY]\n" in text
     assert "--body-timeout SECONDS\n" in text
 
 

@@ -246,10 +246,10 @@ class Undeclared(Event):
         ({"payload": {"x": float("nan")}}, r"422 invalid-event: .*/payload/x: is not a finite number"),
         ({"payload": {"x": object()}}, r"422 invalid-event: .*objects of type object have no form in JSON"),
         ({"payload": {"x": "\ud800"}}, r"422 invalid-event: The event cannot be written as JSON"),
-        (b"{", r"400 malformed-body: The body is not JSON"),
+        (b"{", r"400 malformed-body: The event is not JSON"),
         (b'{"a":1,"a":2}', r"400 malformed-body: .*/a: is there more than once"),
         (b"\xff", r"400 malformed-body"),
-        ("text", r"400 malformed-body: The body is a string"),
+        ("text", r"400 malformed-body: The event is a string"),
         (Undeclared(user_id="u", payload={}), r"Undeclared is not declared"),
     ],
 )

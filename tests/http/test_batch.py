@@ -118,6 +118,13 @@ class TestArrays:
         assert (result["errors"][0]["pointer"] if pointer else result.get("errors")) == pointer
         assert [message["data"]["payload"]["n"] for message in await messages(client)] == [1, 2]
 
+    async def test_wrong_element_is_called_an_event(self, client):
+        """What is said about an element or a line is not about the body."""
+        for response in (await post(client, [1, {}]), await post_lines(client, ndjson(1, {}, b"{"))):
+            details = [result["detail"] for result in incomplete(response, 422)["results"]]
+            assert details[0] == "The event is a number; send one JSON object for each event."
+            assert all(detail.startswith("The event ") for detail in details)
+
     @pytest.mark.parametrize(
         "body",
         [b"", b"[]", b" [ ] ", b"{}", b"1", b"[1", b"[1]]", b"nonsense", b"\xef\xbb\xbf[]", b"[" * 5000, b"[NaN]"],
@@ -184,8 +191,10 @@ class TestArrays:
 
     async def test_defect_fails_alone_and_aborts_nothing(self, capsys):
         """A defect is 500 for its event, retryable, and logged with its traceback."""
-        async with served(fails_when(lambda e: e["payload"]["n"] == 1, RuntimeError("secret"))) as client:
-            document = incomplete(await post(client, [order(n) for n in range(3)]), 503)
+        defective = {"event_type": "defective", "user_id": "u", "payload": {}, "code": "x"}
+        settings = Settings(transport="memory", events=("tests.http.defective",))
+        async with served(settings=settings) as client:
+            document = incomplete(await post(client, [order(0), defective, order(2)]), 503)
         (result,) = document["results"]
         assert (result["index"], result["status"], result["type"], result["retryable"]) == (
             1,
@@ -214,14 +223,25 @@ class TestArrays:
 
     async def test_first_preference_of_a_name_counts(self, client):
         """A repeated preference and an unknown value have no effect."""
-        for prefer in ("return=representation, return=minimal", "handling=lenient", "", ",;=", 'return="'):
+        for prefer in (
+            "return=representation, return=minimal",
+            "handling=lenient",
+            "",
+            ",;=",
+            'return="',
+            'foo="a, return=minimal"',
+            'foo="a\\", return=minimal, handling=strict"',
+            'return="minimal; x"',
+        ):
             response = await post(client, [order()], Prefer=prefer)
             assert len(response.json()["results"]) == 1
             assert "preference-applied" not in response.headers
 
     async def test_strict_handling_publishes_all_or_nothing(self, client):
         """With handling=strict an invalid event prevents all others from being published."""
-        response = await post(client, [order(1), order(2, user_id=""), order(3), 4], Prefer='handling="strict"')
+        response = await post(
+            client, [order(1), order(2, user_id=""), order(3), 4], Prefer='foo="a;b,\\"c"; d="e,f", handling="strict"'
+        )
         document = incomplete(response, 422)
         assert (document["accepted"], document["failed"]) == (0, 2)
         assert [result["index"] for result in document["results"]] == [1, 3]
@@ -354,20 +374,19 @@ class TestLines:
         document = incomplete(await post_lines(client, ndjson(*[b"x"] * 1000, b"")), 422)
         assert (document["failed"], "stopped_at" in document) == (1000, False)
 
-    async def test_failures_beyond_the_list_are_counted(self):
-        """Events that are on their way when the stream ends still end, and are counted."""
+    async def test_every_failure_of_a_stream_is_listed(self):
+        """Resuming at stopped_at, and resending what has failed, loses nothing, however many were on their way."""
 
-        async def fail(_message: Message) -> None:
-            await asyncio.sleep(0)
+        async def fail(message: Message) -> None:
+            await asyncio.sleep(0.002 if json.loads(message.data)["payload"]["n"] % 3 else 0)
             raise BrokerUnavailable("test")
 
         async with served(MemoryTransport(fail)) as client:
-            body = ndjson(*(order(n, f"u{n}") for n in range(3000)))
+            body = ndjson(*(b"x" if n % 7 == 0 else order(n, f"u{n}") for n in range(3000)))
             document = incomplete(await post_lines(client, body), 503)
-        assert document["accepted"] == 0
-        assert document["failed"] == document["stopped_at"] - 1
-        assert 1000 <= document["failed"] <= 2002
-        assert (len(document["results"]), document.get("truncated", False)) == (1000, document["failed"] > 1000)
+        assert (document["accepted"], document["failed"], document["stopped_at"]) == (0, 1000, 1001)
+        assert [result["line"] for result in document["results"]] == list(range(1, 1001))
+        assert "truncated" not in document
 
     async def test_stream_ends_when_the_transport_refuses(self):
         """A broker known to be away, or a shutdown, ends the stream; what was not tried is not a failure."""
@@ -394,7 +413,9 @@ class TestLines:
 
 
 @asynccontextmanager
-async def streaming(transport: Any = None, **options: Any) -> AsyncIterator[tuple[Any, asyncio.Task[dict[str, Any]]]]:
+async def streaming(
+    transport: Any = None, key: str = "", **options: Any
+) -> AsyncIterator[tuple[Any, asyncio.Task[dict[str, Any]]]]:
     """Send a stream part by part, and yield a function to do so, and a task for the answer."""
     app = create_app(Settings(transport="memory", **options), transport=transport)
     parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -414,7 +435,8 @@ async def streaming(transport: Any = None, **options: Any) -> AsyncIterator[tupl
         ended = {"type": "http.disconnect"}
         parts.put_nowait(ended if body is None else {"type": "http.request", "body": body, "more_body": more})
 
-    scope = POST | {"path": "/events/batch", "headers": [(b"content-type", b"application/x-ndjson")]}
+    headers = [(b"content-type", b"application/x-ndjson"), (b"authorization", f"Bearer {key}".encode())]
+    scope = POST | {"path": "/events/batch", "headers": headers}
     async with app.router.lifespan_context(app):
         task = asyncio.create_task(run())
         yield part, task
@@ -425,6 +447,17 @@ async def published(transport: MemoryTransport, count: int) -> None:
     async with asyncio.timeout(5):
         while len(transport.messages) < count:
             await asyncio.sleep(0.005)
+
+
+async def test_failure_before_a_body_breaks_off_is_retryable():
+    """If the rest cannot be decoded, what has failed before can still be resent."""
+    async with served(failing(BrokerUnavailable("it hangs"))) as client:
+        body = gzip.compress(ndjson(order(1), order(2, "other"))) + b"garbage"
+        response = await post_lines(client, body, **{"Content-Encoding": "gzip"})
+    document = response.json()
+    assert (response.status_code, document["type"], document["failed"]) == (400, "malformed-body", 2)
+    assert document["retryable"] is True
+    assert response.headers["retry-after"] == "1"
 
 
 class TestTime:
@@ -494,6 +527,13 @@ class TestTime:
             await answer
         logs.flush()
         assert json.loads(capsys.readouterr().err)["problem"] == "client-disconnect"
+
+    async def test_client_that_has_sent_everything_may_close_its_sending_side(self):
+        """What looks like a disconnect after the whole stream may be a client that still reads: it gets its answer."""
+        async with streaming() as (part, answer):
+            part(ndjson(*(order(n) for n in range(20))), more=False)
+            part(None)
+            assert (await answer)["accepted"] == 20
 
     async def test_number_of_streams_is_limited(self):
         """One stream too many is 503, and the place is free again afterwards."""

@@ -129,6 +129,18 @@ async def test_stream_that_cannot_be_decoded_any_more_ends(client, coding):
     assert [result["line"] for result in document["results"]] == [2]
 
 
+async def test_stream_that_decodes_to_very_much_ends(client):
+    """A few kB that decode to 100 MB of blank lines take little time, and the answer says where to resume."""
+    bomb = zstd.compress(ndjson(order(1)) + b"\n" * 100_000_000)
+    started = time.process_time()
+    response = await post_lines(client, bomb, **{"Content-Encoding": "zstd"})
+    assert time.process_time() - started < 2
+    document = problem(response, 413, "body-too-large")
+    assert (document["accepted"], document["failed"]) == (1, 0)
+    assert 60_000_000 < document["stopped_at"] < 70_000_000
+    assert "more than 200 times its size" in document["detail"]
+
+
 @BOTH
 async def test_bomb_in_a_stream_is_one_line(client, coding):
     """A line of 50 MB from a few kB fails alone with the limit of a line; the lines around it are published."""

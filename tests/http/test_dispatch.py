@@ -51,3 +51,12 @@ async def test_hint_below_a_prefix_names_the_whole_path():
     async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as client:
         response = await client.get("/shop/nope")
     assert response.json()["detail"].endswith("Events go to POST /shop/events/ingest.")
+
+
+@pytest.mark.parametrize("root_path", ["/", "/e", "/events/ing"])
+async def test_prefix_ends_between_segments(order_json, root_path):
+    """A prefix that is not one of whole segments is none, for events as for other routes."""
+    transport = httpx.ASGITransport(create_app(DEV), root_path=root_path)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await ingest(client, order_json())).status_code == 202
+        assert (await client.get("/health")).status_code == 200

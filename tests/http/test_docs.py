@@ -133,16 +133,20 @@ def examples(media: Any) -> list[Any]:
     return [*shown, media["example"]] if "example" in media else shown
 
 
-async def test_examples_of_requests_are_accepted(client, document):
-    """Each example of an event is accepted, and the answer is as described."""
-    described = document["paths"]["/events/ingest"]["post"]
-    shown = examples(described["requestBody"]["content"]["application/json"])
-    assert len(shown) == 8
-    for each in shown:
-        response = await client.post("/events/ingest", content=json.dumps(each), headers=JSON)
-        assert response.status_code == 202
-        answer = described["responses"]["202"]["content"]["application/json"]["schema"]
-        Draft202012Validator(answer | {"components": document["components"]}).validate(response.json())
+@pytest.mark.parametrize("path", ALL_PATHS[:4])
+async def test_examples_of_every_post_route_are_accepted(client, document, path):
+    """Each example is accepted, in each media type, with the examples of the headers."""
+    described = document["paths"][path]["post"]
+    headers = {each["name"]: each["example"] for each in described["parameters"] if "example" in each}
+    status = min(described["responses"])
+    answer = described["responses"][status]["content"]["application/json"]["schema"]
+    for media_type, media in described["requestBody"]["content"].items():
+        assert examples(media)
+        for each in examples(media):
+            content = each if isinstance(each, str) else json.dumps(each)
+            response = await client.post(path, content=content, headers=headers | {"Content-Type": media_type})
+            assert response.status_code == int(status), response.text
+            Draft202012Validator(answer | {"components": document["components"]}).validate(response.json())
 
 
 @pytest.mark.parametrize("authenticated", [False, True])

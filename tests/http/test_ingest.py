@@ -96,10 +96,19 @@ def test_any_body_is_202_or_4xx(body):
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"', "application/json;"],
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        'Application/JSON;charset="UTF-8"',
+        "application/json;",
+        "application/json ;\tcharset=us-ascii;",
+        'application/json; profile="a; charset=latin-1"; charset=utf-8',
+        'application/json; v=1; note="say \\"hi\\"; x=y"',
+        'application/json; charset="utf\\-8"',
+    ],
 )
 async def test_spellings_of_application_json_are_accepted(client, order_json, content_type):
-    """Media types are case-insensitive and may have the parameter charset=utf-8."""
+    """Media types are case-insensitive and may have parameters; only a charset other than UTF-8 has a meaning."""
     response = await client.post("/events/ingest", content=order_json(), headers={"Content-Type": content_type})
     assert response.status_code == 202
 
@@ -112,6 +121,10 @@ async def test_spellings_of_application_json_are_accepted(client, order_json, co
         ({"Content-Type": "text/plain"}, ("accept", "application/json")),
         ({"Content-Type": "application/x-www-form-urlencoded"}, ("accept", "application/json")),
         ({"Content-Type": "application/json; charset=latin-1"}, ("accept", "application/json")),
+        ({"Content-Type": 'application/json; v="1"; charset="utf-16"'}, ("accept", "application/json")),
+        ({"Content-Type": 'application/json; charset="utf-8'}, ("accept", "application/json")),
+        ({"Content-Type": "application/json, application/json"}, ("accept", "application/json")),
+        ({"Content-Type": ";"}, ("accept", "application/json")),
         ({"Content-Type": "application/jsonx"}, ("accept", "application/json")),
         ({"Content-Type": "application/json", "Content-Encoding": "br"}, ("accept-encoding", "gzip, zstd")),
         ({"Content-Type": "application/json", "Content-Encoding": "gzip, gzip"}, ("accept-encoding", "gzip, zstd")),
@@ -231,8 +244,8 @@ async def test_closed_transport_is_503_with_connection_close(order_json):
 
 async def test_unexpected_exception_is_500_without_details(order_json):
     """An unexpected exception is a retryable problem that reveals no internals."""
-    async with served(failing(RuntimeError("secret inside"))) as client:
-        response = await ingest(client, order_json())
+    async with served(settings=Settings(transport="memory", events=("tests.http.defective",))) as client:
+        response = await ingest(client, order_json(event_type="defective", order_id=..., code="x"))
     problem(response, 500, "internal-error")
     assert "secret" not in response.text
 

@@ -268,7 +268,7 @@ async def test_body_is_text_of_at_most_64_kib(client, body, shown):
 @pytest.mark.parametrize(
     ("coding", "body", "shown"),
     [
-        ("gzip", gzip.compress(b'{"event_type": 1}'), '{"event_type": 1}'),
+        ("gzip", gzip.compress(b'{"event_type": 1}', mtime=0), '{"event_type": 1}'),
         ("zstd", zstd.compress(b"x" * 1_000_000), "x" * 65_536),
         ("gzip", gzip.compress(b"x" * 100_000, compresslevel=0)[:50_000], "x" * 49_975),
         ("gzip", b"no gzip", "no gzip"),

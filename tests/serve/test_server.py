@@ -1,6 +1,7 @@
 """`pulsecart serve` over raw sockets: requests that are not valid HTTP, and signals."""
 
 import json
+import os
 import resource
 import signal
 import socket
@@ -177,3 +178,51 @@ def test_limit_of_open_files_is_raised(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert limits.partition("Max open files")[2].split()[0] == "1200"
+
+
+LEAVING = """
+import os
+from attrs import field, frozen
+from pulsecart import Event, event
+
+def leave(_event, _field, value):
+    if value == "now":
+        os._exit(7)
+
+@event("worker.leaves", topic="workers")
+@frozen(kw_only=True)
+class Leaves(Event):
+    when: str = field(validator=leave)
+"""
+
+
+def test_death_of_a_worker_is_a_warning_with_its_reason(tmp_path):
+    """A worker that dies is replaced, and the log says by which signal or exit status it ended."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    options = ("--workers", "2", "--transport", "emulator", "--emulator-host", "127.0.0.1:1", "--events", "leaving")
+    with serving(*options, cwd=tmp_path) as served:
+
+        def wait_for_warning(said: str) -> None:
+            end = time.monotonic() + 30
+            while not any('"WARNING"' in line and said in line for line in served.output.splitlines()):
+                assert time.monotonic() < end, served.output
+                time.sleep(0.05)
+
+        def workers() -> list[int]:
+            commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in served.children()}
+            return [pid for pid, line in commands.items() if b"spawn_main" in line]
+
+        for number, reason in (
+            (signal.SIGKILL, "it was killed by SIGKILL: by the kernel if memory ran out"),
+            (signal.SIGABRT, "it was killed by SIGABRT"),
+            (40, "it was killed by signal 40"),
+        ):
+            pid = workers()[0]
+            os.kill(pid, number)
+            wait_for_warning(f"worker {pid} has died and was replaced: {reason}")
+        port = int(served.url.rpartition(":")[2])
+        body = b'{"event_type":"worker.leaves","user_id":"u","when":"now","payload":{}}'
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(START + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            wait_for_warning("has died and was replaced: it ended with the exit status 7")
+        assert served.stop() == 0

@@ -24,12 +24,14 @@ def test_defaults():
     assert read() == Settings(transport="memory")
     assert attrs.asdict(read()) == {
         "transport": "memory",
+        "transport_options": {},
         "environment": "dev",
         "host": "127.0.0.1",
         "port": 8000,
         "workers": 1,
         "events": (),
         "project": "pulsecart-dev",
+        "topics": {},
         "emulator_host": "",
         "endpoint": "pubsub.googleapis.com:443",
         "wire": "rest",
@@ -54,6 +56,8 @@ def test_defaults():
         "connection_bytes": 16_384,
         "log_level": "info",
         "personal_data": "false",
+        "metrics_port": 0,
+        "metrics_host": "127.0.0.1",
         "trace_callers": "always",
         "trace_url": "",
         "ordering": {},
@@ -75,13 +79,16 @@ def test_every_setting_is_read_from_its_variable():
         ENVIRONMENT="staging",
         PULSECART_HOST="0.0.0.0",
         PORT="80",
-        PULSECART_WORKERS="2",
+        PULSECART_WORKERS="1",
+        PULSECART_METRICS_PORT="9464",
+        PULSECART_METRICS_HOST="0.0.0.0",
         PULSECART_EVENTS="a.b, c ,",
         PULSECART_COMMERCE_EVENTS="false",
         PULSECART_DOCS="true",
         GCP_PROJECT_ID="shop",
         PUBSUB_EMULATOR_HOST="localhost:8085",
         PULSECART_ENDPOINT="us-central1-pubsub.googleapis.com:443",
+        PULSECART_TOPICS="a=shop.a, b.c=shop.b",
         PULSECART_WIRE="grpc",
         PULSECART_CONNECTIONS="128",
         PULSECART_CONNECT_TO="restricted.googleapis.com:443",
@@ -112,13 +119,16 @@ def test_every_setting_is_read_from_its_variable():
         environment="staging",
         host="0.0.0.0",
         port=80,
-        workers=2,
+        workers=1,
+        metrics_port=9464,
+        metrics_host="0.0.0.0",
         events=("a.b", "c"),
         commerce_events="false",
         docs="true",
         project="shop",
         emulator_host="localhost:8085",
         endpoint="us-central1-pubsub.googleapis.com:443",
+        topics={"a": "shop.a", "b.c": "shop.b"},
         wire="grpc",
         connections=128,
         connect_to="restricted.googleapis.com:443",
@@ -234,6 +244,12 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
         ({"PULSECART_ORDERING": "a"}, "not 'a='"),
         ({"PULSECART_BATCHING": "a=10"}, "PULSECART_BATCHING (--batching) must be topic=messages:bytes:milliseconds"),
         ({"PULSECART_BATCHING": "a=1001:1:0"}, "at most 1,000 messages"),
+        ({"PULSECART_METRICS_PORT": "9464", "PULSECART_WORKERS": "2"}, "would show one of 2 workers only"),
+        ({"PULSECART_TOPICS": "a"}, "PULSECART_TOPICS (--topics) must be topic=name, separated by commas; a name has"),
+        ({"PULSECART_TOPICS": "a=projects/p/topics/t"}, "not 'a=projects/p/topics/t'"),
+        ({"PULSECART_TOPICS": "a=google.a"}, "not 'a=google.a'"),
+        ({"PULSECART_TOPICS": "a=shop.a,a=shop.b"}, "with each topic once, not 'a=shop.a,a=shop.b'"),
+        ({"PULSECART_TOPICS": "a=shop.a,b=shop.a"}, "with each name once, not 'shop.a,shop.a'"),
         ({"PULSECART_TRANSPRT": "memory"}, "PULSECART_TRANSPRT is not a setting; did you mean PULSECART_TRANSPORT?"),
         ({"PULSECART_ZZZ": "1"}, "PULSECART_ZZZ is not a setting"),
         ({"PULSECART_TRANSPORT": "memory", "ENVIRONMENT": "prod"}, "ENVIRONMENT is prod"),
@@ -273,6 +289,20 @@ def test_memory_is_not_implied_where_events_could_be_lost(environment):
 def test_wrong_setting_is_an_error_that_names_the_remedy(environment, says):
     """The message names the variable and the values that it accepts."""
     assert says in problems(**environment)
+
+
+@pytest.mark.parametrize("mark", ["K_SERVICE", "KUBERNETES_SERVICE_HOST"])
+def test_address_in_a_container(mark):
+    """On Cloud Run and Kubernetes the service listens on all addresses, unless one is set."""
+    environment = {mark: "pulsecart", "PULSECART_TRANSPORT": "memory"}
+    assert read(**environment).host == "0.0.0.0"
+    assert read(**environment, PULSECART_HOST="127.0.0.1").host == "127.0.0.1"
+
+
+def test_metrics_without_the_package_name_the_extra(monkeypatch):
+    """/metrics needs an optional dependency."""
+    monkeypatch.setattr("pulsecart.serve.settings.find_spec", lambda name: None)
+    assert "pip install 'pulsecart[prometheus]'" in problems(PULSECART_METRICS_PORT="9464")
 
 
 def test_grpc_without_its_package_names_the_extra(monkeypatch):
@@ -480,7 +510,18 @@ def test_unknown_topic_is_an_error():
         "PULSECART_ORDERING: no event type has the topic 'shop.event'; did you mean 'shop.events'?",
         "PULSECART_BATCHING: no event type has the topic 'zzz'; the topics are shop.events",
     )
+    with pytest.raises(SettingsError, match="PULSECART_TOPICS: no event type has the topic 'shop.event'; did you mean"):
+        read(PULSECART_TOPICS="shop.event=clicks").require_topics(["shop.events"])
     read(PULSECART_ORDERING="shop.events=user").require_topics(["shop.events"])
+
+
+def test_name_of_another_topic_is_an_error():
+    """Two topics in one would mix the order of a user's events. Names may be exchanged."""
+    topics = ["shop.a", "shop.b"]
+    with pytest.raises(SettingsError, match=r"shop\.a=shop\.b, but shop\.b is another topic of the catalog"):
+        read(PULSECART_TOPICS="shop.a=shop.b").require_topics(topics)
+    read(PULSECART_TOPICS="shop.a=shop.b,shop.b=shop.a").require_topics(topics)
+    read(PULSECART_TOPICS="shop.a=shop.a").require_topics(topics)
 
 
 def test_dotenv_is_read_into_the_environment_and_overrides_nothing(tmp_path, monkeypatch):

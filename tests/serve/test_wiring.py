@@ -6,10 +6,11 @@ from typing import Self
 import httpx
 import pytest
 
+from pulsecart import BrokerRefused, Message
 from pulsecart.app import create_app
 from pulsecart.serve.settings import Settings
 from pulsecart.testing import strict_pubsub
-from pulsecart.transports import MemoryTransport
+from pulsecart.transports import EmulatorTransport, MemoryTransport
 from tests.http.client import ingest, problem, served
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +58,57 @@ async def test_missing_topics_are_created_on_the_emulator_in_development(order_j
             server.topics.clear()
             assert (await ingest(client, order_json())).status_code == 202
     assert [message.ordering_key for message in server.confirmed] == ["u1", "u1"]
+
+
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+async def test_topics_have_the_names_of_the_deployment(order_json, wire):
+    """Messages go to the deployment's topic, and all who ask hear of the catalog's."""
+    names = {"pulsecart.commerce-events": "shop.orders"}
+    async with strict_pubsub([]) as server:
+        settings = Settings(
+            transport="emulator", emulator_host=server.host, project="test", topics=names, wire=wire, docs="true"
+        )
+        async with served(settings=settings) as client:
+            assert server.topics == {
+                f"projects/test/topics/{name}"
+                for name in ("shop.orders", "pulsecart.user-actions", "pulsecart.system-events")
+            }
+            assert (await ingest(client, order_json())).status_code == 202
+            documents = (await client.get("/schemas")).text + (await client.get("/asyncapi.json")).text
+    assert [request.topic for request in server.requests] == ["projects/test/topics/shop.orders"]
+    assert "pulsecart.commerce-events" in documents
+    assert "shop.orders" not in documents
+
+
+async def test_missing_topic_with_another_name(order_json, caplog):
+    """The log names the topic that an operator has to create; /readyz and callers hear of the catalog's."""
+    async with strict_pubsub(["pulsecart.user-actions", "pulsecart.system-events"]) as server:
+        settings = Settings(
+            transport="emulator",
+            emulator_host=server.host,
+            environment="staging",
+            auth="none",
+            project="test",
+            topics={"pulsecart.commerce-events": "shop.orders"},
+        )
+        async with served(settings=settings) as client:
+            assert "The topic shop.orders does not exist in project test" in caplog.text
+            assert (await client.get("/readyz")).json()["missing_topics"] == ["pulsecart.commerce-events"]
+            refused = problem(await ingest(client, order_json()), 503, "broker-unavailable")
+    assert "the topic pulsecart.commerce-events does not exist" in refused["detail"]
+    assert "shop.orders" not in refused["detail"]
+
+
+async def test_log_names_both_names_of_a_topic():
+    """A failure's text for the log has the catalog's name and the deployment's."""
+    names = {"shop.events": "shop.clicks"}
+    async with (
+        strict_pubsub([]) as server,
+        EmulatorTransport(project="test", host=server.host, topics=names) as transport,
+    ):
+        with pytest.raises(BrokerRefused) as caught:
+            await transport.publish(Message(topic="shop.events", data=b"{}", attributes={}))
+    assert caught.value.log_detail.startswith("topic shop.events (shop.clicks): NOT_FOUND")
 
 
 @pytest.mark.parametrize("path", DEV_PATHS)

@@ -174,16 +174,13 @@ async def test_a_refusal_for_good_is_an_error_in_the_midst_of_an_outage(lines, o
 @pytest.mark.parametrize("personal_data", ["false", "true"])
 async def test_a_defect_is_logged_without_what_the_caller_wrote(lines, order_json, personal_data):
     """A defect is logged with its traceback; its message, which may repeat a value, only where that is allowed."""
-
-    async def defective(message: Message) -> None:
-        raise KeyError(message.ordering_key)
-
-    async with posting(MemoryTransport(defective), personal_data=personal_data) as post:
+    body = order_json(event_type="defective", order_id=..., code=SECRET)
+    async with posting(MemoryTransport(), personal_data=personal_data, events=("tests.http.defective",)) as post:
         for _ in range(3):
-            assert (await post(order_json(user_id=SECRET))).status_code == 500
+            assert (await post(body)).status_code == 500
     first, count = lines()
-    assert (first["severity"], first["problem"], first["error_type"]) == ("ERROR", "internal-error", "KeyError")
-    assert "in defective" in first["exception"]
+    assert (first["severity"], first["problem"], first["error_type"]) == ("ERROR", "internal-error", "RuntimeError")
+    assert "in fail" in first["exception"]
     assert (SECRET in json.dumps([first, count])) is (personal_data == "true")
     assert count["repeated"] == 2
 

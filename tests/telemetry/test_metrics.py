@@ -26,7 +26,7 @@ from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import Telemetry, metrics
 from pulsecart.testing import strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport
-from tests.transports.contract import message
+from tests.transports.messages import message
 
 pytestmark = pytest.mark.anyio
 

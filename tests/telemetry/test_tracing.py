@@ -206,16 +206,17 @@ async def test_4xx_is_no_error_of_the_request(spans, order_json):
     assert spans("create") == []
 
 
-async def test_500_is_an_error_of_both_spans(spans, order_json):
-    """An unexpected exception ends the spans of request and event as errors."""
+async def test_failing_transport_is_an_error_of_both_spans(spans, order_json):
+    """An unexpected exception of a transport ends the spans of request and event as errors."""
 
     async def defective(_message: Message) -> None:
         raise ZeroDivisionError
 
     async with posting(MemoryTransport(defective)) as post:
-        assert (await post(order_json())).status_code == 500
-    assert spans.one("POST").attributes["error.type"] == "500"
+        assert (await post(order_json())).status_code == 503
+    assert spans.one("POST").attributes["error.type"] == "503"
     assert spans.one("create").status.status_code is StatusCode.ERROR
+    assert spans.one("create").attributes["error.type"] == "ZeroDivisionError"
 
 
 async def test_cancelled_publish_ends_its_span(spans, broker, remote):

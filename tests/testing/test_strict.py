@@ -7,8 +7,10 @@ import json
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -630,6 +632,9 @@ async def test_grpc_request_over_limit_is_rejected(server, wire):
         ("GET", PATH),
         ("DELETE", f"/v1/{TOPIC}"),
         ("GET", "/v1/projects/test/topics"),
+        ("POST", "/v1/projects/test"),
+        ("DELETE", "/v1/projects/test/subscriptions/mailer"),
+        ("PUT", f"/v1/{TOPIC}:getIamPolicy"),
     ],
 )
 async def test_unknown_path_is_a_page_of_the_front_end(http, method, path):
@@ -637,6 +642,84 @@ async def test_unknown_path_is_a_page_of_the_front_end(http, method, path):
     answer = await http.request(method, path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=UTF-8")
     assert "not found" in answer.text
+
+
+SUBSCRIPTION = "projects/test/subscriptions/mailer"
+
+
+async def ask(http, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    answer = await http.request(method, f"/v1/{path}", json=body)
+    return answer.status_code, answer.json() if answer.status_code == 200 else answer.json()["error"]["status"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "status"),
+    [
+        (SUBSCRIPTION, {}, 200),
+        (SUBSCRIPTION, {"topic": "projects/test/topics/none"}, 404),
+        (SUBSCRIPTION, {"filter": "a" * 257}, 400),
+        (SUBSCRIPTION, {"deadLetterPolicy": {"deadLetterTopic": "projects/test/topics/none"}}, 404),
+        (SUBSCRIPTION, {"deadLetterPolicy": {"deadLetterTopic": TOPIC, "maxDeliveryAttempts": 101}}, 400),
+        (SUBSCRIPTION, {"order": True}, 400),
+        ("projects/test/subscriptions/a", {}, 400),
+    ],
+)
+async def test_subscription_follows_the_rules(http, path, change, status):
+    """A subscription's name, topics, filter and dead letters are checked, and what is unknown is rejected."""
+    assert (await ask(http, "PUT", path, {"topic": TOPIC} | change))[0] == status
+
+
+async def test_subscription_is_created_once_and_changed_by_a_mask(http):
+    """Creating it twice is ALREADY_EXISTS; only what the mask names changes, and not what is fixed."""
+    assert await ask(http, "GET", SUBSCRIPTION) == (404, "NOT_FOUND")
+    assert (await ask(http, "PUT", SUBSCRIPTION, {"topic": TOPIC, "filter": "attributes:a"}))[0] == 200
+    assert await ask(http, "PUT", SUBSCRIPTION, {"topic": TOPIC}) == (409, "ALREADY_EXISTS")
+    change = {"ackDeadlineSeconds": 60, "labels": {"a": "b"}, "filter": ""}
+    for mask, status in (("", 400), ("filter", 400), ("ackDeadlineSeconds", 200)):
+        body = {"subscription": change, "updateMask": mask}
+        assert (await ask(http, "PATCH", SUBSCRIPTION, body))[0] == status
+    assert (await ask(http, "GET", SUBSCRIPTION))[1] == {
+        "name": SUBSCRIPTION,
+        "topic": TOPIC,
+        "filter": "attributes:a",
+        "ackDeadlineSeconds": 60,
+    }
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]"])
+async def test_subscription_must_be_a_json_object(http, body):
+    """Another body is INVALID_ARGUMENT."""
+    assert (await http.put(f"/v1/{SUBSCRIPTION}", content=body, headers=JSON)).status_code == 400
+
+
+async def test_policies_have_etags_and_versions(server, http):
+    """Somebody else's change is not overwritten, and conditions neither shown to nor removed by older clients."""
+    etag = (await ask(http, "GET", f"{TOPIC}:getIamPolicy"))[1]["etag"]
+    conditional = {"role": "roles/pubsub.publisher", "members": ["user:a@x"], "condition": {"expression": "true"}}
+    policy = {"etag": etag, "version": 3, "bindings": [conditional]}
+    assert (await ask(http, "POST", f"{TOPIC}:setIamPolicy", {"policy": policy}))[0] == 200
+    assert await ask(http, "POST", f"{TOPIC}:setIamPolicy", {"policy": policy}) == (409, "ABORTED")
+    assert await ask(http, "POST", f"{TOPIC}:setIamPolicy", {"policy": {}}) == (400, "INVALID_ARGUMENT")
+    assert "bindings" not in (await ask(http, "GET", f"{TOPIC}:getIamPolicy"))[1]
+    shown = await ask(http, "GET", f"{TOPIC}:getIamPolicy?options.requestedPolicyVersion=3")
+    assert shown[1]["bindings"] == [conditional]
+
+
+async def test_denied_permissions(server, http):
+    """What clients lack is denied, and told when they ask."""
+    server.denied |= {"pubsub.topics.publish", "resourcemanager.projects.get"}
+    body = {"permissions": ["pubsub.topics.get", "pubsub.topics.publish"]}
+    tested = await ask(http, "POST", f"{TOPIC}:testIamPermissions", body)
+    assert tested == (200, {"permissions": ["pubsub.topics.get"]})
+    assert await ask(http, "POST", f"{TOPIC}:publish", in_json([message()])) == (403, "PERMISSION_DENIED")
+    assert await ask(http, "GET", "projects/test") == (403, "PERMISSION_DENIED")
+
+
+async def test_clock_of_the_server(server, http):
+    """Answers have a Date, which can be wrong."""
+    server.clock_offset = 3600
+    date = parsedate_to_datetime((await http.get(f"/v1/{TOPIC}")).headers["date"])
+    assert 3590 < date.timestamp() - time.time() < 3610
 
 
 async def test_path_may_be_quoted_and_have_a_query(http):

@@ -5,8 +5,8 @@ import gc
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import grpc
 import pytest
@@ -23,10 +23,11 @@ from pulsecart import (
     TransportClosed,
 )
 from pulsecart.ports import Load, Unobserved
-from pulsecart.testing import StrictPubsub, strict_pubsub
+from pulsecart.testing import Delivered, Outage, StrictPubsub, TransportContract, strict_pubsub
 from pulsecart.transports import EmulatorTransport
-from tests.subscriber import subscriber
-from tests.transports.contract import TOPICS, Opened, TransportContract, message
+from tests.faults.proxy import Proxy, proxy
+from tests.subscriber import Subscriber, subscriber
+from tests.transports.messages import TOPICS, confirmed_by, message
 
 DEADLINE = 0.5
 
@@ -50,36 +51,66 @@ async def transport(server, wire) -> AsyncIterator[EmulatorTransport]:
         yield opened
 
 
-class TestContractOnTheStrictServer(TransportContract):
+class ContractBehindAProxy(TransportContract):
     @pytest.fixture
-    async def opened(self, server, wire) -> AsyncIterator[Opened]:
-        async def published(topic: str, _count: int) -> list[Message]:
-            return [
-                Message(topic=topic, data=m.data, attributes=dict(m.attributes), ordering_key=m.ordering_key)
-                for request in server.requests
-                for m in request.messages
-                if request.topic == f"projects/test/topics/{topic}"
-            ]
+    def outage(self, passes: Proxy) -> Outage:
+        @asynccontextmanager
+        async def is_away() -> AsyncIterator[None]:
+            await passes.refuse()
+            yield
+            await passes.listen()
 
-        async with EmulatorTransport(wire=wire, project="test", host=server.host) as opened:
-            yield Opened(opened, published)
+        return is_away
+
+
+class TestContractOnTheStrictServer(ContractBehindAProxy):
+    @pytest.fixture
+    async def passes(self, server) -> AsyncIterator[Proxy]:
+        async with proxy(server.host) as passing:
+            yield passing
+
+    @pytest.fixture
+    def transport(self, passes, wire) -> EmulatorTransport:
+        return EmulatorTransport(wire=wire, project="test", host=passes.address)
+
+    @pytest.fixture
+    def delivered(self, server) -> Delivered:
+        return lambda: confirmed_by(server)
 
 
 @pytest.mark.emulator
-class TestContractOnTheEmulator(TransportContract):
+class TestContractOnTheEmulator(ContractBehindAProxy):
     @pytest.fixture
-    async def opened(self, wire) -> AsyncIterator[Opened]:
-        host = os.environ["PUBSUB_EMULATOR_HOST"]
-        project = f"p-{uuid.uuid4().hex[:12]}"
-        async with EmulatorTransport(wire=wire, project=project, host=host) as opened:
-            await opened.create_topics(TOPICS)
-            with subscriber(host, project) as client:
-                client.subscribe(TOPICS)
+    def project(self) -> str:
+        return f"p-{uuid.uuid4().hex[:12]}"
 
-                async def published(topic: str, count: int) -> list[Message]:
-                    return await asyncio.to_thread(client.pull, topic, count)
+    @pytest.fixture
+    async def passes(self) -> AsyncIterator[Proxy]:
+        async with proxy(os.environ["PUBSUB_EMULATOR_HOST"]) as passing:
+            yield passing
 
-                yield Opened(opened, published)
+    @pytest.fixture
+    def client(self, project) -> Iterator[Subscriber]:
+        with subscriber(os.environ["PUBSUB_EMULATOR_HOST"], project) as opened:
+            for topic in TOPICS:
+                opened.create_topic(topic)
+            opened.subscribe(TOPICS)
+            yield opened
+
+    @pytest.fixture
+    def transport(self, client, passes, project, wire) -> EmulatorTransport:
+        return EmulatorTransport(wire=wire, project=project, host=passes.address)
+
+    @pytest.fixture
+    def delivered(self, client) -> Delivered:
+        found: list[Message] = []
+
+        async def pull() -> list[Message]:
+            for topic in TOPICS:
+                found.extend(await asyncio.to_thread(client.pull, topic, 0))
+            return found
+
+        return pull
 
 
 pytestmark = pytest.mark.anyio

@@ -22,8 +22,9 @@ from pulsecart import (
     TransportClosed,
 )
 from pulsecart.ports import Load, Unobserved
+from pulsecart.testing import TransportContract
 from pulsecart.transports.keyed import GRACE, PATIENCE, UNORDERED_REQUESTS, Failure, KeyedQueues, Request, Send
-from tests.transports.contract import TOPICS, Opened, TransportContract, message
+from tests.transports.messages import TOPICS, message
 from tests.transports.virtual import in_virtual_time
 
 EMPTY = Load(messages=0, bytes=0, waiting=0, oldest_age=0.0)
@@ -63,15 +64,12 @@ class OwnTransport:
 
 class TestOwnTransport(TransportContract):
     @pytest.fixture
-    async def opened(self):
-        async with OwnTransport() as transport:
+    def transport(self):
+        return OwnTransport()
 
-            async def published(topic, count):
-                found = [message for message in transport.messages if message.topic == topic]
-                assert len(found) >= count
-                return found
-
-            yield Opened(transport, published)
+    @pytest.fixture
+    def delivered(self, transport):
+        return lambda: transport.messages
 
 
 def test_the_names_for_authors_are_public():
@@ -209,9 +207,9 @@ async def test_exception_of_send_fails_its_key_and_is_reported():
     assert results[0].error_type == "ZeroDivisionError"
     assert str(results[1]) == BEHIND
     assert "ZeroDivisionError" in results[1].log_detail
-    assert [(context["message"], str(context["exception"])) for context in found] == [
-        ("the transport failed to publish to the topic contract-a (ZeroDivisionError)", "a defect")
-    ]
+    (context,) = found
+    assert str(context["exception"]) == "a defect"
+    assert context["message"].endswith("<locals>.send failed to publish to the topic contract-a (ZeroDivisionError)")
     assert await queues.publish(message(2)) == "user-2"
     assert queues.load() == EMPTY
 

@@ -26,7 +26,7 @@ from pulsecart import (
 )
 from pulsecart.ports import Load, Unobserved
 from pulsecart.transports.keyed import GRACE, Failure, KeyedQueues, Request
-from tests.transports.contract import TOPICS, message
+from tests.transports.messages import TOPICS, message
 from tests.transports.virtual import VirtualLoop
 
 DEADLINE = 2.0

@@ -3,38 +3,55 @@
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from decimal import Decimal
 
 import pytest
 
 from pulsecart import BrokerUnavailable, Message, TransportClosed
+from pulsecart.testing import Delivered, Outage, TransportContract
 from pulsecart.transports import MemoryTransport
-from tests.transports.contract import Opened, Published, TransportContract, message
-
-
-def published_to(transport: MemoryTransport) -> Published:
-    async def published(topic: str, _count: int) -> list[Message]:
-        return [message for message in transport.messages if message.topic == topic]
-
-    return published
+from tests.transports.messages import message
 
 
 class TestContract(TransportContract):
     @pytest.fixture
-    async def opened(self) -> AsyncIterator[Opened]:
-        async with MemoryTransport() as transport:
-            yield Opened(transport, published_to(transport))
+    def transport(self) -> MemoryTransport:
+        return MemoryTransport()
+
+    @pytest.fixture
+    def delivered(self, transport: MemoryTransport) -> Delivered:
+        return lambda: transport.messages
 
 
 class TestContractWithHandler(TransportContract):
     @pytest.fixture
-    async def opened(self) -> AsyncIterator[Opened]:
+    def away(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    @pytest.fixture
+    def transport(self, away: asyncio.Event) -> MemoryTransport:
         async def slow_at_times(sent: Message) -> None:
+            if away.is_set():
+                raise BrokerUnavailable("away")
             for _ in range(3 - sum(sent.data) % 3):  # an earlier message may take longer than a later one
                 await asyncio.sleep(0)
 
-        async with MemoryTransport(slow_at_times) as transport:
-            yield Opened(transport, published_to(transport))
+        return MemoryTransport(slow_at_times)
+
+    @pytest.fixture
+    def delivered(self, transport: MemoryTransport) -> Delivered:
+        return lambda: transport.messages
+
+    @pytest.fixture
+    def outage(self, away: asyncio.Event) -> Outage:
+        @asynccontextmanager
+        async def is_away() -> AsyncIterator[None]:
+            away.set()
+            yield
+            away.clear()
+
+        return is_away
 
 
 pytestmark = pytest.mark.anyio

@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from google.auth.exceptions import DefaultCredentialsError
 from google.oauth2.credentials import Credentials
 
-from pulsecart import BrokerUnavailable, Limits, Message
-from pulsecart.testing import StrictPubsub, strict_pubsub
+from pulsecart import BrokerUnavailable, Limits
+from pulsecart.testing import Delivered, StrictPubsub, TransportContract, strict_pubsub
 from pulsecart.transports import PubSubTransport
 from tests.faults.proxy import proxy
 from tests.google_login import new_key, service_account, token_endpoint
-from tests.transports.contract import TOPICS, Opened, TransportContract, message
+from tests.transports.messages import TOPICS, confirmed_by, message
 
 pytestmark = pytest.mark.anyio
 
@@ -44,23 +44,24 @@ def wire(request) -> str:
 
 
 @pytest.fixture
-async def transport(server, key_file, wire) -> AsyncIterator[PubSubTransport]:
-    async with PubSubTransport(project="test", endpoint=server.host, roots=server.roots, wire=wire) as opened:
+def unopened(server, key_file, wire) -> PubSubTransport:
+    return PubSubTransport(project="test", endpoint=server.host, roots=server.roots, wire=wire)
+
+
+@pytest.fixture
+async def transport(unopened) -> AsyncIterator[PubSubTransport]:
+    async with unopened as opened:
         yield opened
 
 
 class TestContractOnTheStrictServer(TransportContract):
     @pytest.fixture
-    async def opened(self, server, transport) -> Opened:
-        async def published(topic: str, _count: int) -> list[Message]:
-            return [
-                Message(topic=topic, data=m.data, attributes=dict(m.attributes), ordering_key=m.ordering_key)
-                for request in server.requests
-                for m in request.messages
-                if request.topic == f"projects/test/topics/{topic}"
-            ]
+    def transport(self, unopened) -> PubSubTransport:
+        return unopened
 
-        return Opened(transport, published)
+    @pytest.fixture
+    def delivered(self, server) -> Delivered:
+        return lambda: confirmed_by(server)
 
 
 def decoded(part: str) -> bytes:

@@ -31,7 +31,7 @@ from pulsecart.transports import EmulatorTransport, PubSubTransport
 from pulsecart.transports.pubsub.reachability import Reachability, keep_probing
 from pulsecart.transports.pubsub.wire.dial import make_tls
 from tests.google_login import token_endpoint
-from tests.transports.contract import TOPICS, message
+from tests.transports.messages import TOPICS, message
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,6 @@
 """OpenAPI 3.1 of the routes that a service has."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -173,6 +173,8 @@ def _operation(
     if operation.request:
         content = {media_type: bodies[name] for media_type, name in operation.request.items()}
         described["requestBody"] = {"required": True, "content": content}
+        if "cloudevent" in operation.request.values():
+            described["parameters"] = [_with_example(each, bodies["cloudevent"]) for each in parameters]
     if authenticated:
         described["security"] = [{"bearer": []}]
     return described
@@ -244,6 +246,13 @@ def _bodies(examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _one(*values: Any) -> dict[str, Any]:
     return {"example": {"value": values[0]}} if values and values[0] else {}
+
+
+def _with_example(parameter: Mapping[str, Any], structured: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter with the value that it has in binary mode, for the example in structured mode."""
+    attributes = structured["examples"]["example"]["value"] if structured["examples"] else {}
+    value = attributes.get(parameter["name"].removeprefix("ce-"))
+    return {**parameter, **({"example": value} if value else {})}
 
 
 def _cloudevent(event: dict[str, Any]) -> dict[str, Any]:

@@ -46,13 +46,13 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
     ),
     "malformed-body": (
         "The body is not JSON in UTF-8 of the form that is expected, is nested too deep, or could not be read exactly.",
-        _raised(MalformedBody("The body is an array; send one JSON object, one event a request.")),
+        _raised(MalformedBody("The event is an array; send one JSON object for each event.")),
     ),
     "missing-event-type": (
         "The event has no event_type.",
         _raised(
             MissingEventType(
-                "The body has no event_type.", [Fault("/event_type", "missing", "is required, but missing")]
+                "The event has no event_type.", [Fault("/event_type", "missing", "is required, but missing")]
             )
         ),
     ),
@@ -144,7 +144,7 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
         "Fields are missing, unknown or wrong; all of them are listed.",
         _raised(
             InvalidEvent(
-                "The body is not a valid 'order.placed' event.",
+                "The event is not a valid 'order.placed' event.",
                 [
                     Fault("/order_id", "missing", "is required, but missing"),
                     Fault("/oder_id", "unknown", "is not a known field; did you mean 'order_id'?"),
@@ -224,7 +224,7 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
                         "index": 1,
                         "status": 422,
                         "type": "invalid-event",
-                        "detail": "The body is not a valid 'order.placed' event.",
+                        "detail": "The event is not a valid 'order.placed' event.",
                         "retryable": False,
                         "errors": [{"pointer": "/order_id", "code": "missing", "message": "is required, but missing"}],
                     }

@@ -200,7 +200,7 @@ def _value(body: bytes) -> Any:
     """Return a JSON value that is not an object. Raises `MalformedBody` if the body is not JSON."""
     document = decode(b'{"data":%b}' % body)
     if len(document) > 1:
-        raise MalformedBody("The body is not JSON.")
+        raise MalformedBody("The event is not JSON.")
     return document["data"]
 
 

@@ -5,7 +5,9 @@ import binascii
 import re
 import socket
 import ssl
+import time
 from collections import deque
+from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
@@ -13,6 +15,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 
+from pulsecart.testing.strict import admin
 from pulsecart.testing.strict.faults import HTTP_STATUS, Fault, RawAnswer, error_body, http_answer
 from pulsecart.testing.strict.server import PublishRequest, ReceivedMessage
 
@@ -34,7 +37,7 @@ _HEAD = (
     "Vary: Origin, X-Origin, Referer\r\n"
     "Server: ESF\r\n"
     "Cache-Control: private\r\n"
-    "Transfer-Encoding: chunked\r\n\r\n"
+    "Transfer-Encoding: chunked\r\n"
 )
 _OK = _HEAD.format("200 OK").encode()
 _FAILED = {
@@ -151,7 +154,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._send(_page(400, "Your client has issued a malformed or illegal request.", close=True))
+            self._send(self._page(400, "Your client has issued a malformed or illegal request.", close=True))
 
     # What httptools calls.
 
@@ -206,7 +209,7 @@ class Connection(asyncio.Protocol):
             match call.method, verb:
                 case b"POST", ":publish":
                     if not {"content-length", "transfer-encoding"} & call.headers.keys():
-                        return _page(411, "POST requests require a Content-length header.", close=True)
+                        return self._page(411, "POST requests require a Content-length header.", close=True)
                     messages = _read_messages(_json(call))
                     request = PublishRequest(name, messages, call.headers, self._peer, self._number, "rest")
                     answer: dict[str, Any] = {"messageIds": await self.server.publish(request)}
@@ -217,12 +220,30 @@ class Connection(asyncio.Protocol):
                     answer = _read_topic(_json(call)) | {"name": name}
                     await self.server.create_topic(name, self._number)
                 case _:
-                    return _page(404, "The requested URL was not found on this server.")
+                    path, _, query = call.url.decode("latin-1").partition("?")
+                    found = admin.answer(self.server, call.method.decode(), unquote(path), query, lambda: _json(call))
+                    if found is None:
+                        return self._page(404, "The requested URL was not found on this server.")
+                    answer = found
         except Fault as fault:
             if fault.raw is not None:
                 return fault.raw
-            return RawAnswer(_FAILED[fault.status] + _chunked(error_body(fault.status, fault.message)), close=False)
-        return RawAnswer(_OK + _chunked(msgspec.json.encode(answer)), close=False)
+            return self._json_answer(_FAILED[fault.status], error_body(fault.status, fault.message))
+        return self._json_answer(_OK, msgspec.json.encode(answer))
+
+    def _page(self, status: int, text: str, *, close: bool = False) -> RawAnswer:
+        """Return an answer of Google's front end, which is not in JSON."""
+        page = f"<!DOCTYPE html><html lang=en><title>Error {status}</title><p><b>{status}.</b> {text}</html>"
+        headers = {"Content-Type": "text/html; charset=UTF-8", "Date": self._date().decode()}
+        return http_answer(status, page.encode(), headers, close=close)
+
+    def _date(self) -> bytes:
+        return _http_date(int(time.time() + self.server.clock_offset))
+
+    def _json_answer(self, head: bytes, body: bytes) -> RawAnswer:
+        return RawAnswer(
+            b"%bDate: %b\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, self._date(), len(body), body), close=False
+        )
 
     async def _forward(self, client: asyncio.Transport, data: bytes) -> None:
         """Connect the client with the gRPC server, and give it what the client has sent."""
@@ -316,11 +337,6 @@ def _decode_base64(text: str, number: int) -> bytes:
         raise Fault("INVALID_ARGUMENT", f'{what} "{text[:50]}"') from error
 
 
-def _chunked(body: bytes) -> bytes:
-    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-
-
-def _page(status: int, text: str, *, close: bool = False) -> RawAnswer:
-    """Return an answer of Google's front end, which is not in JSON."""
-    page = f"<!DOCTYPE html><html lang=en><title>Error {status}</title><p><b>{status}.</b> {text}</html>"
-    return http_answer(status, page.encode(), {"Content-Type": "text/html; charset=UTF-8"}, close=close)
+@lru_cache(maxsize=2)
+def _http_date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()

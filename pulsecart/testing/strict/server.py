@@ -5,7 +5,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -86,6 +86,14 @@ class StrictPubsub:
     ) -> None:
         self.topics: set[str] = {f"projects/{project}/topics/{topic}" for topic in topics}
         """The full names of the topics that exist."""
+        self.subscriptions: dict[str, dict[str, Any]] = {}
+        """The subscriptions that exist, by their full names, as REST has them."""
+        self.policies: dict[str, dict[str, Any]] = {}
+        """The IAM policies of topics and subscriptions, by full name."""
+        self.denied: set[str] = set()
+        """The permissions that clients lack, such as pubsub.topics.publish."""
+        self.clock_offset = 0.0
+        """How many seconds the server's clock, which the header Date shows, is ahead."""
         self.script: deque[_Scripted] = deque()
         """The replies to the next publish requests."""
         self.latency: float | Callable[[PublishRequest], float] = 0.0
@@ -123,6 +131,7 @@ class StrictPubsub:
 
         self.certificate = certificate
         self.numbers: dict[str, int] = {}
+        self.policy_changes = 0
         self._grpc_port = grpc_port
         self._arrived = asyncio.Event()
         self._published = 0
@@ -177,6 +186,7 @@ class StrictPubsub:
 
     def confirm(self, request: PublishRequest) -> list[str]:
         """Publish the messages of a request, and return their ids. Raises the `Fault` of the rule that they break."""
+        self.require("pubsub.topics.publish")
         if request.topic not in self.topics:
             raise _not_found(request.topic)
         if any(self.poison in message.data for message in request.messages):
@@ -213,6 +223,7 @@ class StrictPubsub:
         """Raise a Fault if a topic does not exist, or `look_up` says so."""
         await self._count(connection)
         await self._follow(self.look_up)
+        self.require("pubsub.topics.get")
         if name not in self.topics:
             raise _not_found(name)
 
@@ -220,11 +231,17 @@ class StrictPubsub:
         """Create a topic, or raise a Fault."""
         await self._count(connection)
         await self._follow(self.look_up)
+        self.require("pubsub.topics.create")
         if not _TOPIC_ID.fullmatch(_short(name)):
             raise Fault("INVALID_ARGUMENT", f"Invalid [topics] name: (name={name})")
         if name in self.topics:
             raise Fault("ALREADY_EXISTS", f"Resource already exists in the project (resource={_short(name)}).")
         self.topics.add(name)
+
+    def require(self, permission: str) -> None:
+        """Raise a Fault if clients lack a permission."""
+        if permission in self.denied:
+            raise Fault("PERMISSION_DENIED", "User not authorized to perform this action.")
 
     def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run a coroutine until it ends or the server does."""

@@ -1,7 +1,7 @@
 """Topics: looks them up, and creates them."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pulsecart.errors import BrokerUnavailable
 from pulsecart.transports.pubsub.attempts import Attempts
@@ -21,17 +21,23 @@ _UNKNOWN = frozenset({"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"
 
 
 class Admin:
-    """Looks up and creates the topics of a project."""
+    """Looks up and creates the topics of a project. `names` are what topics are called there, if not by their names."""
 
-    def __init__(self, wire: Wire, attempts: Attempts, project: str) -> None:
+    def __init__(self, wire: Wire, attempts: Attempts, project: str, names: Mapping[str, str]) -> None:
         self._wire = wire
         self._attempts = attempts
         self._project = project
+        self._names = names
         self._loop = asyncio.get_running_loop()
 
     def path(self, topic: str) -> str:
         """Return the full name of a topic."""
-        return f"projects/{self._project}/topics/{topic}"
+        return f"projects/{self._project}/topics/{self._names.get(topic, topic)}"
+
+    def described(self, topic: str) -> str:
+        """Return the name of a topic for the log, and what it is called on the broker, if that differs."""
+        name = self._names.get(topic, topic)
+        return topic if name == topic else f"{topic} ({name})"
 
     async def exists(self, topic: str) -> bool:
         """Return whether a topic exists; also True if the broker does not tell. Raises `BrokerUnavailable`."""

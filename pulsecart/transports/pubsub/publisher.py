@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pulsecart.errors import BrokerUnavailable, Overloaded
@@ -36,6 +36,7 @@ class Publisher:
         server: tuple[str, int],
         limits: Limits,
         observer: Observer,
+        names: Mapping[str, str],
         tokens: "Tokens | None" = None,
         creates_topics: bool = False,
     ) -> None:
@@ -45,7 +46,7 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._reachability = Reachability()
         attempts = Attempts(tokens, self._reachability)
-        self._admin = Admin(wire, attempts, project)
+        self._admin = Admin(wire, attempts, project, names)
         sender = Sender(
             wire,
             attempts,

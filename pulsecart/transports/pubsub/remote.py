@@ -1,6 +1,7 @@
 """The base class of the transports that publish to Pub/Sub, or to its emulator."""
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from types import TracebackType
@@ -12,13 +13,22 @@ from pulsecart.message import Message
 if TYPE_CHECKING:
     from pulsecart.transports.pubsub.publisher import Publisher
 
-__all__ = ["RemoteTransport", "WireName"]
+__all__ = ["API_ANSWER_BYTES", "CALL_SECONDS", "DEFAULT_CONNECTIONS", "RESOURCE_NAME", "RemoteTransport", "WireName"]
 
 WireName = Literal["rest", "grpc"]
 """How requests get to Pub/Sub: its REST API, or its gRPC API by Google's client."""
 
 DEFAULT_CONNECTIONS = 64
 """Maximum number of HTTP connections. With 20 ms for a request, 64 carry 3,200 requests a second."""
+
+CALL_SECONDS = 20.0
+"""Maximum seconds of a call of an administrator, its retries included."""
+
+API_ANSWER_BYTES = 64_000_000
+"""Maximum bytes of the answer to such a call."""
+
+RESOURCE_NAME = re.compile(r"(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII)
+"""The names of topics and subscriptions (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names)."""
 
 
 class RemoteTransport(ABC):
@@ -27,6 +37,8 @@ class RemoteTransport(ABC):
     Messages of one topic and ordering key are sent in order, one request at a time; messages that
     arrive during a request share the next one.
     """
+
+    keeps_deadline = True
 
     _publisher: "Publisher | None" = None
 

@@ -83,7 +83,7 @@ class Sender:
             except BrokerUnavailable as error:  # there is no token, or the topic could not be created
                 failure = Failure(BrokerUnavailable, str(error), error.log_detail, error.error_type)
             except WireError as error:
-                failure = _failure(error, topic)
+                failure = _failure(error, topic, self._admin.described(topic))
                 missing = self._creates_topics and error.status == "NOT_FOUND"
                 if not missing and error.status not in TEMPORARY:
                     return failure
@@ -99,9 +99,9 @@ class Sender:
         return Failure(BrokerUnavailable, f"{text}{last.detail}", log_detail, last.error_type)
 
 
-def _failure(error: WireError, topic: str) -> Failure:
+def _failure(error: WireError, topic: str, described: str) -> Failure:
     """Describe why an attempt failed: in our words for the caller, in the broker's for the log."""
     kind, text = _REFUSALS.get(error.status, _OTHER_FAILURE)
-    log_detail = f"topic {topic}: {error.status}: {error}"
+    log_detail = f"topic {described}: {error.status}: {error}"
     retry_after = ceil(error.retry_after) or None
     return Failure(kind, f"{text.format(topic)} ({error.status})", log_detail, error.status, retry_after)

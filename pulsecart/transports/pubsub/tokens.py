@@ -25,7 +25,7 @@ from google.auth.exceptions import TransportError
 
 from pulsecart.errors import BrokerUnavailable
 
-__all__ = ["Tokens", "default_credentials"]
+__all__ = ["SCOPE", "Tokens", "default_credentials"]
 
 SCOPE = "https://www.googleapis.com/auth/pubsub"
 
@@ -56,12 +56,12 @@ _log = logging.getLogger("pulsecart")
 _SECRET = re.compile(r"[\w~+=-]{32,}")
 
 
-def default_credentials() -> Credentials:
-    """Find Application Default Credentials, for publishing. Raises `DefaultCredentialsError`.
+def default_credentials(scope: str = SCOPE) -> Credentials:
+    """Find Application Default Credentials, by default for publishing. Raises `DefaultCredentialsError`.
 
     This blocks: it reads files, and may send requests to a metadata server.
     """
-    credentials, _project = google.auth.default(scopes=[SCOPE], request=_Request())
+    credentials, _project = google.auth.default(scopes=[scope], request=_Request())
     return credentials
 
 
@@ -72,8 +72,8 @@ class Tokens:
     are, and refreshed only when it is about to expire. `clock` returns the Unix time in seconds.
     """
 
-    def __init__(self, credentials: Credentials, *, clock: Callable[[], float] = time.time) -> None:
-        scoped: Any = with_scopes_if_required(credentials, [SCOPE])  # type: ignore[no-untyped-call]
+    def __init__(self, credentials: Credentials, scope: str = SCOPE, *, clock: Callable[[], float] = time.time) -> None:
+        scoped: Any = with_scopes_if_required(credentials, [scope])  # type: ignore[no-untyped-call]
         # A service account can sign its tokens itself, without a request.
         signs = getattr(scoped, "with_always_use_jwt_access", None)
         self._credentials: Any = signs(always_use_jwt_access=True) if signs else scoped
@@ -114,6 +114,13 @@ class Tokens:
             what = "there is no valid access token"
             raise BrokerUnavailable(what, f"{what}: {self._failure or 'no answer to the request for a token yet'}")
         return self._token.metadata
+
+    @property
+    def principal(self) -> str:
+        """Whom the tokens are for: an e-mail address, or the kind of the credentials if they do not say."""
+        names = ("service_account_email", "account")
+        email = next((found for name in names if (found := getattr(self._credentials, name, None))), None)
+        return email or f"an account that its credentials do not name ({type(self._credentials).__name__})"
 
     async def renew(self, rejected: tuple[tuple[str, str], ...]) -> None:
         """Refresh the token, because the broker does not accept the metadata `rejected`.

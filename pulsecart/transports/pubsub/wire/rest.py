@@ -89,7 +89,7 @@ class RestWire:
                 f"{MAX_REQUEST_BYTES:,}; PULSECART_WIRE=grpc takes 10,000,000 bytes without encoding",
                 answered=None,
             )
-        answer = await self.request("POST", f"{topic}:publish", body, deadline, metadata)
+        answer = await self._request("POST", f"{topic}:publish", body, deadline, metadata)
         try:
             return _published.decode(answer.body).messageIds
         except msgspec.MsgspecError:
@@ -97,11 +97,18 @@ class RestWire:
 
     async def get_topic(self, topic: str, deadline: float, metadata: Metadata) -> None:
         """Look up a topic; see `Wire.get_topic`."""
-        _require_topic(await self.request("GET", topic, b"", deadline, metadata))
+        _object(await self._request("GET", topic, b"", deadline, metadata))
 
     async def create_topic(self, topic: str, deadline: float, metadata: Metadata) -> None:
         """Create a topic; see `Wire.create_topic`."""
-        _require_topic(await self.request("PUT", topic, b"{}", deadline, metadata))
+        _object(await self._request("PUT", topic, b"{}", deadline, metadata))
+
+    async def call(  # noqa: PLR0913, PLR0917 (a request)
+        self, method: str, path: str, query: str, body: Any, deadline: float, metadata: Metadata
+    ) -> dict[str, Any]:
+        """Send a request of an administrator, and return its answer. Raises `WireError`."""
+        content = b"" if body is None else _encoder.encode(body)
+        return _object(await self._request(method, path, content, deadline, metadata, query))
 
     def load(self) -> Load:
         """Return how the connections are used."""
@@ -111,9 +118,11 @@ class RestWire:
         """Close all connections."""
         await self._pool.aclose()
 
-    async def request(self, method: str, path: str, body: bytes, deadline: float, metadata: Metadata) -> Answer:
-        """Send a request to a path below `/v1/`, and return its answer if it is a success. Raises `WireError`."""
-        head = b"%bContent-Length: %d\r\n\r\n" % (self._head(method, path, metadata), len(body))
+    async def _request(  # noqa: PLR0913, PLR0917 (a request)
+        self, method: str, path: str, body: bytes, deadline: float, metadata: Metadata, query: str = ""
+    ) -> Answer:
+        """Send a request, and return its answer if it is a success."""
+        head = b"%bContent-Length: %d\r\n\r\n" % (self._head(method, path, metadata, query), len(body))
         request = [head + body] if len(body) <= _JOINED_BYTES else [head, body]
         try:
             answer = await self._pool.request(request, deadline, self._timeout)
@@ -125,23 +134,24 @@ class RestWire:
             raise _error(answer)
         return answer
 
-    def _head(self, method: str, path: str, metadata: Metadata) -> bytes:
+    def _head(self, method: str, path: str, metadata: Metadata, query: str) -> bytes:
         """Return the part of the head that stays the same until a token is renewed."""
         if metadata is not self._metadata:
             self._metadata = metadata
             self._heads.clear()
-        line = f"{method} {path}"
+        line = f"{method} {path}?{query}" if query else f"{method} {path}"
         head = self._heads.get(line)
         if head is None:
             authorization = "".join(f"{name}: {value}\r\n" for name, value in metadata)
-            head = f"{method} /v1/{quote(path, safe='/:')} HTTP/1.1\r\n{self._common}{authorization}".encode("latin-1")
+            target = f"/v1/{quote(path, safe='/:')}{'?' * bool(query)}{query}"
+            head = f"{method} {target} HTTP/1.1\r\n{self._common}{authorization}".encode("latin-1")
             self._heads[line] = head
         return head
 
 
-def _require_topic(answer: Answer) -> None:
+def _object(answer: Answer) -> dict[str, Any]:
     try:
-        msgspec.json.decode(answer.body, type=dict[str, Any])
+        return msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.MsgspecError:
         raise _foreign(answer) from None
 
