@@ -108,7 +108,9 @@ class Queued:
 
 
 class Plain:
-    """A transport that can only be awaited."""
+    """A transport that can only be awaited, and that needs no guard."""
+
+    keeps_deadline = True
 
     def __init__(self, *fails: int) -> None:
         self._memory = failing(*fails)
@@ -244,6 +246,21 @@ async def test_defect_aborts_nothing():
     producer = Producer(transport, catalog=type(catalog)([*catalog, Odd]))
     found = await outcomes(producer, bodies)
     assert [type(outcome) for outcome in found] == [Receipt, RuntimeError, BrokerUnavailable, Aborted]
+
+
+async def test_transport_that_does_not_keep_its_word():
+    """What a transport raises that says it needs no guard concerns one event."""
+
+    class Odd(Plain):
+        async def publish(self, message: Message) -> str:
+            if b'"n":1' in message.data:
+                raise RuntimeError("defect")
+            return await super().publish(message)
+
+        keeps_deadline = True
+
+    found = await outcomes(Producer(Odd()), [placed(number) for number in range(3)])
+    assert [type(outcome) for outcome in found] == [Receipt, RuntimeError, Receipt]
 
 
 async def test_unordered_topics_never_abort():

@@ -6,10 +6,13 @@ from typing import Any
 
 from pulsecart.errors import Fault
 
-__all__ = ["MAX_FAULTS", "below", "refusal", "shortened"]
+__all__ = ["MAX_FAULTS", "MAX_HINTS", "below", "refusal", "shortened"]
 
 MAX_FAULTS = 100
 """How many faults one error lists. More would help nobody and delay the answer."""
+
+MAX_HINTS = 10
+"""How many faults of an event may say which field was meant. Comparing names takes most of the time of a fault."""
 
 _MAX_NAME = 200
 

@@ -23,7 +23,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from pulsecart.errors import DefinitionError, Fault, InvalidEvent
 from pulsecart.events.base import Event, FieldError, describe, id_of
-from pulsecart.events.faults import MAX_FAULTS, below, refusal
+from pulsecart.events.faults import MAX_FAULTS, MAX_HINTS, below, refusal
 from pulsecart.events.fieldtypes import AsReceived, Tagged, UtcDatetime, classes_in, fields_of, read_type
 from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names, repeats_names
 from pulsecart.suggest import nearest
@@ -419,7 +419,7 @@ def _explain_object(
     known = [*(attrs.fields_dict(cls) if made else types)] + ["event_type"] * issubclass(cls, Event)
     for name in value if unknown else ():
         if name not in known and len(found) < MAX_FAULTS:
-            hint = nearest(name, known) or f"; the fields are {', '.join(known)}"
+            hint = "" if len(found) >= MAX_HINTS else nearest(name, known) or f"; the fields are {', '.join(known)}"
             found.append(Fault(below("", name), "unknown", f"is not a known field{hint}"))
     return instance
 

@@ -52,7 +52,7 @@ class Cors(CORSMiddleware):
         kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         return Problem(
             status=response.status_code,
-            type="bad-request",
+            type="malformed-request",
             title="This page may not send such a request",
             detail=f"{bytes(response.body).decode()}. The origins are in PULSECART_CORS_ORIGINS.",
             headers=kept,

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pulsecart.access.sources import Source
 from pulsecart.errors import BrokerRefused, EventError, PublishError
 from pulsecart.http.auth import name_of, source_of
-from pulsecart.http.dev.feed import Feed
+from pulsecart.http.dev.feed import Feed, keeping
 from pulsecart.http.formats.coding import coding_of
 from pulsecart.http.headers import split, unquoted
 from pulsecart.http.idempotency import IdempotencyKey
@@ -91,8 +91,7 @@ def endpoint(
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         if feed is not None:
-            rejectable = feed.rejectable(scope, receive)
-            receive = rejectable.receive
+            receive, parts = keeping(receive)
         source = source_of(scope)
         try:
             headers = _headers(scope)
@@ -112,7 +111,7 @@ def endpoint(
             response = DEFECT.response()
             log.defect(error, DEFECT.type, perf_counter() - started, name_of(source))
         if feed is not None and response.status_code >= 400 and response.body:
-            await rejectable.reject(response.status_code, bytes(response.body))
+            await feed.add_rejected(scope, receive, parts, response)
         await response(scope, receive, send)
 
     return application

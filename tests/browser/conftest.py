@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from shutil import which
 from typing import Any
 
 import httpx
@@ -15,7 +16,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.serving import Served, serving
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 SECONDS = 10
 
 OPTIONS = [
@@ -110,11 +110,14 @@ class Page:
 @pytest.fixture(scope="session")
 def driver() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    chromium, chromedriver = which("chromium"), which("chromedriver")
+    assert chromium, "install Chromium"
+    assert chromedriver, "install chromedriver"
+    options.binary_location = chromium
     for option in OPTIONS:
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
     yield driver
     driver.quit()
 

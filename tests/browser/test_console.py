@@ -288,6 +288,19 @@ def test_keyboard(page, service, client):
     page.one("form.event")
 
 
+def test_console_leaves_no_stream_behind(page, service, client):
+    """Going to other pages and back opens no further stream: a browser has six connections for all its pages."""
+    for _ in range(8):
+        page.open(f"{service.url}/dev")
+        page.until_live()
+        page.button("Docs").click()
+        page.one("article")
+    page.driver.back()
+    page.until_live()
+    client.post("/events/ingest", json=order(event_id="after"))
+    page.until_text("after", ".entry", seconds=1)
+
+
 @pytest.mark.parametrize(("width", "scheme"), list(product([400, 800, 1600], ["light", "dark"])))
 @pytest.mark.parametrize("path", ["dev", "docs"])
 def test_pages_fit(page, client, width, scheme, path):

@@ -28,7 +28,6 @@ def test_docs_send_an_event(page, service, client):
 def test_docs_send_a_request(page, service, client):
     """A route can be tried, with its examples and parameters, and shows its answer."""
     page.open(f"{service.url}/docs")
-    article = "[id='route-ingestBatch'], [id^='route-']:has(> .head > h3)"
     page.one("article")
     page.run(
         "const find = (path) => [...document.querySelectorAll('[id^=route-]')].find((each) => "
@@ -36,7 +35,6 @@ def test_docs_send_a_request(page, service, client):
         "for (const path of ['/events/batch', '/schemas/{event_type}', '/dev/messages']) "
         "[...find(path).querySelectorAll('details')].at(-1).open = true"
     )
-    assert article
     batch = page.until(lambda: page.run("return find('/events/batch').querySelector('form.try')"))
     names = [each.text for each in Select(batch.find_element("css selector", "select[aria-label=Example]")).options]
     assert names == ["application/json", "application/x-ndjson", "application/jsonl"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pulsecart import Catalog, DefinitionError, Event, InvalidEvent, event
 from pulsecart.events import FieldError, OrderPlaced
 from pulsecart.events.codec import decode, encode
-from pulsecart.events.faults import MAX_FAULTS
+from pulsecart.events.faults import MAX_FAULTS, MAX_HINTS
 from pulsecart.events.structure import structure
 
 
@@ -279,6 +279,16 @@ def test_number_of_faults_is_limited(order):
     assert len(str(caught.value)) < 100_000
     many = faults_of({"event_type": "test.typed", "user_id": "u", "payload": {"items": [3] * 150}})
     assert many == [(f"/payload/items/{index}", "wrong-type") for index in range(MAX_FAULTS)]
+
+
+def test_first_faults_name_the_nearest_field():
+    """Each unknown field is a fault, but only the first ones are compared with the fields there are."""
+    document = {"user_id": "u", "order_id": "o", "payload": {}} | {f"order_i{n}": 1 for n in range(50)}
+    with pytest.raises(InvalidEvent) as caught:
+        structure(document, OrderPlaced)
+    assert [fault.pointer for fault in caught.value.faults] == [f"/order_i{n}" for n in range(50)]
+    hints = ["did you mean 'order_id'?" in fault.message for fault in caught.value.faults]
+    assert hints == [n < MAX_HINTS for n in range(50)]
 
 
 def test_fault_in_a_deeply_recursive_type_is_reported_once():

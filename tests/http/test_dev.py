@@ -96,6 +96,8 @@ async def test_only_loopback_and_listed_hosts_are_answered(host, allowed):
         ("http://localhost:3000", False),
         ("http://localhost", False),
         ("http://evil.example", False),
+        ("ftp://localhost:8000", False),
+        ("localhost:8000", False),
         ("null", False),
         ("", False),
     ],
@@ -175,7 +177,7 @@ async def test_messages_can_be_filtered(client, order_json, query, event_ids):
 
 async def test_unknown_filter_is_400(client):
     """A misspelled filter is an error that lists the filters; it does not return all messages."""
-    document = problem(await client.get("/dev/messages?user=u1"), 400, "bad-request")
+    document = problem(await client.get("/dev/messages?user=u1"), 400, "malformed-request")
     assert "user_id" in document["detail"]
 
 

@@ -7,17 +7,18 @@ what a stream has not sent yet is only here: a client that reads slowly makes it
 import asyncio
 import codecs
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, takewhile
 from operator import attrgetter
 from secrets import token_hex
 from time import time
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from attrs import define
+from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope
 
@@ -25,9 +26,9 @@ from pulsecart.http.formats.coding import Decoder, coding_of
 from pulsecart.http.problems import ProblemError
 from pulsecart.ids import trace_id_of
 from pulsecart.message import Prepared, PublishedMessage
-from pulsecart.ports import Inspectable, Observer, Publishing, Transport, Unobserved
+from pulsecart.ports import UNOBSERVED, Inspectable, Observer, Publishing, Transport, Unobserved
 
-__all__ = ["BODY_BYTES", "Entry", "Feed", "Rejectable"]
+__all__ = ["BODY_BYTES", "Entry", "Feed", "keeping"]
 
 MESSAGE_BYTES = 16_000_000
 """How many bytes of messages are kept. The newest message is kept even if it is larger."""
@@ -42,32 +43,47 @@ _OVERHEAD = 500
 """About what an entry takes in addition to its texts."""
 
 
-@define(eq=False)
-class _Published:
-    kind: Literal["message"]
-    number: int
-    time: float
-    prepared: Prepared
-    more_attributes: Mapping[str, str]
-    message_id: str
+class _Message:
+    """The observation of an event and, when it is published, its entry: one object an event."""
 
-    @property
-    def size(self) -> int:
-        return self.prepared.size + _OVERHEAD
+    kind = "message"
+    __slots__ = ("_feed", "_message_id", "_prepared", "_publishing", "attributes", "number", "size", "time")
+    number: int
+    size: int
+    time: float
+
+    def __init__(self, feed: "Feed", prepared: Prepared, publishing: Publishing) -> None:
+        self._feed = feed
+        self._prepared = prepared
+        self._publishing: Publishing = publishing
+        self.attributes = publishing.attributes
+
+    def admitted(self) -> None:
+        self._publishing.admitted()
+
+    def failed(self, error: BaseException) -> None:
+        self._publishing.failed(error)
+
+    def published(self, message_id: str) -> None:
+        self._publishing.published(message_id)
+        self._publishing = UNOBSERVED  # frees what has observed it
+        self._message_id = message_id
+        self.size = self._prepared.size + _OVERHEAD
+        self._feed.add_message(self)
 
     @property
     def message(self) -> PublishedMessage:
-        message = self.prepared.message
+        message = self._prepared.message
         return PublishedMessage(
             topic=message.topic,
             data=message.data,
-            attributes={**message.attributes, **self.more_attributes},
+            attributes={**message.attributes, **self.attributes},
             ordering_key=message.ordering_key,
-            message_id=self.message_id,
+            message_id=self._message_id,
         )
 
     def document(self, trace_url: str) -> dict[str, Any]:
-        message, trace_id = self.message, trace_id_of(self.prepared.event_id)
+        message, trace_id = self.message, trace_id_of(self._prepared.event_id)
         return {
             "time": _rfc3339(self.time),
             "topic": message.topic,
@@ -82,18 +98,15 @@ class _Published:
 
 @define(eq=False)
 class _Rejected:
-    kind: Literal["rejected"]
+    kind: ClassVar = "rejected"
     number: int
     time: float
+    size: int
     path: str
     content_type: str
     status: int
     problem: bytes
     body: str
-
-    @property
-    def size(self) -> int:
-        return len(self.problem) + len(self.body.encode()) + len(self.content_type) + _OVERHEAD
 
     def document(self, _trace_url: str = "") -> dict[str, Any]:
         return {
@@ -111,8 +124,8 @@ class _Rejected:
         }
 
 
-Entry = _Published | _Rejected
-EntryT = TypeVar("EntryT", _Published, _Rejected)
+Entry = _Message | _Rejected
+EntryT = TypeVar("EntryT", _Message, _Rejected)
 
 
 class _Ring(Generic[EntryT]):
@@ -150,7 +163,7 @@ class Feed:
         self._run = token_hex(4)
         """Tells the numbers of this process from those of the one before it."""
         self._number = 0
-        self._published: _Ring[_Published] = _Ring(MESSAGE_BYTES)
+        self._published: _Ring[_Message] = _Ring(MESSAGE_BYTES)
         self._rejected: _Ring[_Rejected] = _Ring(REJECTED_BYTES)
         self._changed: asyncio.Event | None = None
         """Set at the next change; exists while a reader waits for it."""
@@ -163,20 +176,39 @@ class Feed:
         """Return an observer that also records what is published."""
         return _Observer(self, observer)
 
-    def add_message(self, prepared: Prepared, more_attributes: Mapping[str, str], message_id: str) -> None:
-        """Record a message that was published, and the attributes that it had in addition."""
-        self._number += 1
-        self._published.add(_Published("message", self._number, time(), prepared, more_attributes, message_id))
-        self._notify()
+    def add_message(self, entry: _Message) -> None:
+        """Record a message that was published."""
+        self._number = entry.number = self._number + 1
+        entry.time = time()
+        self._published.add(entry)
+        if self._changed is not None:
+            self._notify()
 
-    def rejectable(self, scope: Scope, receive: Receive) -> "Rejectable":
-        """Return the record of a request that may be rejected."""
-        return Rejectable(self, scope, receive)
-
-    def add_rejected(self, path: str, content_type: str, status: int, problem: bytes, body: str) -> None:
-        """Record a request that was rejected."""
+    async def add_rejected(self, scope: Scope, receive: Receive, parts: list[bytes], response: Response) -> None:
+        """Record a request that was rejected, given what `keeping` returned for it."""
+        headers = dict(scope["headers"])
+        if not parts and b"expect" not in headers:
+            # It was rejected for its headers. Take what has arrived: to see it helps, to wait for it could take long.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await receive()
+        body = _text(_decoded(b"".join(parts), headers.get(b"content-encoding", b"")))
+        content_type = headers.get(b"content-type", b"").decode("latin-1")[:200]
+        problem = bytes(response.body)
+        size = len(problem) + len(body.encode()) + len(scope["path"]) + _OVERHEAD
         self._number += 1
-        self._rejected.add(_Rejected("rejected", self._number, time(), path, content_type, status, problem, body))
+        self._rejected.add(
+            _Rejected(
+                number=self._number,
+                time=time(),
+                size=size,
+                path=scope["path"],
+                content_type=content_type,
+                status=response.status_code,
+                problem=problem,
+                body=body,
+            )
+        )
         self._notify()
 
     def end(self) -> None:
@@ -255,58 +287,26 @@ class _Observer(Unobserved):
         self._observer.rejected(event_type, error, source)
 
     def publishing(self, event: Prepared) -> Any:
-        return _Publishing(self._feed, event, self._observer.publishing(event))
+        return _Message(self._feed, event, self._observer.publishing(event))
 
 
-class _Publishing:
-    __slots__ = ("_event", "_feed", "_publishing", "admitted", "attributes", "failed")
+def keeping(receive: Receive) -> tuple[Receive, list[bytes]]:
+    """Return a function that receives a body, and the list in which it keeps the beginning of the body."""
+    parts: list[bytes] = []
+    left = BODY_BYTES + 1  # one more shows that the body goes on
 
-    def __init__(self, feed: Feed, event: Prepared, publishing: Publishing) -> None:
-        self._feed = feed
-        self._event = event
-        self._publishing = publishing
-        self.attributes = publishing.attributes
-        self.admitted = publishing.admitted
-        self.failed = publishing.failed
-
-    def published(self, message_id: str) -> None:
-        self._publishing.published(message_id)
-        self._feed.add_message(self._event, self.attributes, message_id)
-
-
-class Rejectable:
-    """Keeps the beginning of the body of a request, in case the request is rejected."""
-
-    __slots__ = ("_feed", "_left", "_parts", "_receive", "_scope")
-
-    def __init__(self, feed: Feed, scope: Scope, receive: Receive) -> None:
-        self._feed = feed
-        self._scope = scope
-        self._receive = receive
-        self._parts: list[bytes] = []
-        self._left = BODY_BYTES + 1
-        """One byte more shows that the body goes on."""
-
-    async def receive(self) -> AsgiMessage:
-        """Receive a part of the body."""
-        message = await self._receive()
-        if self._left:
-            part = message.get("body", b"")[: self._left]
-            self._left -= len(part)
-            self._parts.append(part)
+    async def keep() -> AsgiMessage:
+        nonlocal left
+        message = await receive()
+        if left:
+            part = message.get("body", b"")
+            if len(part) > left:
+                part = part[:left]
+            left -= len(part)
+            parts.append(part)
         return message
 
-    async def reject(self, status: int, problem: bytes) -> None:
-        """Record that the request was answered with a problem."""
-        headers = dict(self._scope["headers"])
-        if not self._parts and b"expect" not in headers:
-            # It was rejected for its headers. Take what has arrived: to see it helps, to wait for it could take long.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0):
-                    await self.receive()
-        body = _decoded(b"".join(self._parts), headers.get(b"content-encoding", b""))
-        content_type = headers.get(b"content-type", b"").decode("latin-1")[:200]
-        self._feed.add_rejected(self._scope["path"], content_type, status, problem, _text(body))
+    return keep, parts
 
 
 def _decoded(body: bytes, coding: bytes) -> bytes:

@@ -49,6 +49,6 @@ def _forbidden(request: Request, may_use_dev: Callable[[str], bool]) -> str:
     if not match or not may_use_dev(match[1] or match[2]):
         return f"The Host {host[:100]!r} {_NOT_LISTED}"
     for origin in request.headers.getlist("origin"):
-        if origin.partition("://")[2].lower() != host.lower():
+        if origin.lower() not in {f"{scheme}://{host}".lower() for scheme in ("http", "https")}:
             return f"The Origin {origin[:100]!r} is not that of the Host {host[:100]!r}."
     return ""

@@ -45,7 +45,7 @@ def messages(feed: Feed) -> Callable[[Request], Awaitable[Response]]:
         if unknown := [name for name in filters if name not in _FILTERS]:
             return Problem(
                 status=400,
-                type="bad-request",
+                type="malformed-request",
                 title="Unknown filter",
                 detail=f"There is no filter {unknown[0][:100]!r}. The filters are {', '.join(_FILTERS)}.",
             ).response()

@@ -56,15 +56,6 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
             )
         ),
     ),
-    "bad-request": (
-        "A parameter of the query is unknown.",
-        Problem(
-            status=400,
-            type="bad-request",
-            title="Unknown filter",
-            detail="There is no filter 'user'. The filters are topic, event_type, event_id, user_id.",
-        ),
-    ),
     "unauthenticated": (
         "There are no credentials, or they are invalid.",
         Problem(
@@ -587,7 +578,7 @@ OPERATIONS = [
                 None,
             )
         },
-        problems=("bad-request", "forbidden-host"),
+        problems=("forbidden-host",),
     ),
     Operation(
         path="/dev/messages",
