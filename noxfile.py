@@ -30,7 +30,7 @@ OLDEST = PYTHONS[0]
 LOCK = "requirements/lock.txt"
 LOCKED_GROUPS = ("test", "api", "browser", "deploy", "examples", "lint", "types", "imports", "package", "bench", "nats")
 
-PARALLEL = ("--numprocesses=4", "--dist=loadfile")
+PARALLEL = ("--numprocesses=4", "--dist=worksteal")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
 
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]

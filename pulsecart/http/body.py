@@ -126,7 +126,7 @@ class Bodies:
         finally:
             self._arriving -= counted
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return decoded(body, coding, limit) if coding else body
+        return await decoded(body, coding, limit) if coding else body
 
     def stream(self, receive: Receive, coding: str) -> "Stream":
         """Return a body of any size, to be read piece by piece."""
@@ -219,15 +219,18 @@ class Stream:
         if self._ahead.done() and self._ahead.result()["type"] == "http.disconnect":
             if self._more:
                 raise ClientDisconnect
-            raise _too_slow("The connection was closed by the client before all lines had been read.")
+            raise _too_slow(
+                f"The client closed its side {GRACE_SECONDS:g} seconds before the lines were read.",
+                "The client has left",
+            )
 
 
-def _too_slow(detail: str) -> ProblemError:
+def _too_slow(detail: str, title: str = "The body arrived too slowly") -> ProblemError:
     return ProblemError(
         Problem(
             status=408,
             type="request-timeout",
-            title="The body arrived too slowly",
+            title=title,
             detail=detail,
             headers={"Connection": "close"},
         )

@@ -63,10 +63,9 @@ class Application(Starlette):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        for route in self.routes:
-            if isinstance(route, Route):
-                # Its own pattern also matches a path with a line break at the end.
-                route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+        for route in [each for each in self.routes if isinstance(each, Route)]:
+            # Its own pattern also matches a path with a line break at the end.
+            route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
         self._hot = hot
         self._guard = guard
         self._observer = observer

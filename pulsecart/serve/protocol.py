@@ -32,7 +32,7 @@ from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import httptools
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pulsecart.http.problems import DEFECT, SHUTTING_DOWN, Problem
 
@@ -339,6 +339,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if not head.parse(data[:end]):
             self._refuse(_MALFORMED)
             return False
+        if not head.names_host:
+            self._refuse(_WITHOUT_HOST)
+            return False
         self._start(head)
         return True
 
@@ -450,6 +453,7 @@ class _Head:
         self._complete = False
         self._length = 0
         self._codings: list[bytes] = []
+        self._hosts = 0
         self.keep_alive = False
         self.expects_continue = False
 
@@ -478,6 +482,11 @@ class _Head:
             return False
         return True
 
+    @property
+    def names_host(self) -> bool:
+        """Whether there is one Host header, which HTTP/1.0 does not need (RFC 9112, section 3.2)."""
+        return self._hosts == 1 or (not self._hosts and self._version == "1.0")
+
     def scope(self) -> dict[str, Any]:
         """Return the items of the ASGI scope that depend on the request."""
         path, raw_path, query = self._target
@@ -504,6 +513,8 @@ class _Head:
         self._headers.append((name, value))
         if name == b"content-length":
             self._length = int(value)  # below 2**64: the parser rejects other values and repeated headers
+        elif name == b"host":
+            self._hosts += 1
         elif name == b"transfer-encoding":
             self._codings.append(value.lower())
         elif name == b"expect":
@@ -851,6 +862,7 @@ _MALFORMED = Problem(
     title="The request is not valid HTTP",
     detail="This is not a valid HTTP/1.1 request.",
 )
+_WITHOUT_HOST = evolve(_MALFORMED, detail="The request must have one Host header (RFC 9112, section 3.2).")
 _TOO_MANY_CONNECTIONS = Problem(
     status=503,
     type="overloaded",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.serving import Served, serving
 
@@ -40,7 +41,9 @@ def statuses(operation: Any, mode: schemathesis.GenerationMode) -> set[tuple[str
     @given(operation.as_strategy(generation_mode=mode))
     def answers(case):
         case.headers.pop("Content-Encoding", None)  # the body is not compressed
-        seen.add((operation.label, case.call_and_validate().status_code))
+        # What data a CloudEvent needs follows from its type, which its schema cannot say.
+        excluded = [positive_data_acceptance] if operation.path == "/events/cloudevents" else []
+        seen.add((operation.label, case.call_and_validate(excluded_checks=excluded).status_code))
 
     answers()
     return seen

@@ -343,7 +343,9 @@ def test_second_interrupt_ends_at_once(tmp_path):
                 process.send_signal(signal.SIGINT)
                 shown = b""
                 while b"Finishing the request in progress" not in shown:
-                    shown += os.read(process.stderr.fileno(), 1000)
+                    read = os.read(process.stderr.fileno(), 1000)
+                    assert read, shown
+                    shown += read
                 process.send_signal(signal.SIGINT)
                 assert process.wait(WAIT_SECONDS) == 130
         finally:

@@ -126,7 +126,7 @@ async def test_endless_trailers(memory, request):
 async def test_pipelined_requests_without_reading(memory, request):
     """Pipelined requests of clients that never read are no longer read, and memory does not grow."""
     async with attacked(request, memory, "4 connections of `GET /`, no answer read", 20) as attack:
-        request_ = b"GET / HTTP/1.1\r\n\r\n"
+        request_ = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
         await asyncio.gather(*(attack.flood(request_, request_ * 3000) for _ in range(4)))
 
 

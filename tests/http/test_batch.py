@@ -100,6 +100,9 @@ class TestArrays:
             (b'{"a":' * 129 + b"1" + b"}" * 129, 400, "malformed-body", None),
             (b'{"a":1e9999999999999999999}', 400, "malformed-body", None),
             (b'{"a":"\xff"}', 400, "malformed-body", None),
+            (rb'{"a":"\ud800"}', 400, "malformed-body", None),
+            (rb'{"\\\\\uDC00, \"]":[1, 2],"b":"\ud83d\ude00\\"}', 400, "malformed-body", None),
+            (rb'"\ud800"', 400, "malformed-body", None),
             (b"{}", 400, "missing-event-type", "/event_type"),
             (b'{"event_type":"order.place"}', 422, "unknown-event-type", "/event_type"),
             (b'{"event_type":"order.placed","user_id":"u","payload":{}}', 422, "invalid-event", "/order_id"),
@@ -117,6 +120,21 @@ class TestArrays:
         assert result["detail"]
         assert (result["errors"][0]["pointer"] if pointer else result.get("errors")) == pointer
         assert [message["data"]["payload"]["n"] for message in await messages(client)] == [1, 2]
+
+    async def test_surrogates_do_not_move_other_elements(self, client):
+        """With half of a surrogate pair in one element, the others are published as they were sent."""
+        good = rb'{"event_type":"order.placed","user_id":"u","order_id":"o","payload":{"a": "\\\ud83d\ude00, \"" }}'
+        body = b" [\n %b , %b,\t%b] " % (good, rb'{"a":"\ud800"}', good)
+        document = incomplete(await post(client, body), 422)
+        assert (document["accepted"], [result["index"] for result in document["results"]]) == (2, [1])
+        assert "surrogate" in document["results"][0]["detail"]
+        assert (await client.get("/dev/messages")).text.count(rb'{"a": "\\\ud83d\ude00, \"" }'.decode()) == 2
+        problem(await post(client, body[:-2]), 400, "malformed-body")
+
+    async def test_element_without_end_in_sight_is_400(self, client):
+        """Where nesting is too deep to tell the elements apart, the whole array is refused, and the answer says why."""
+        body = b"[%b,%b]" % (json.dumps(order()).encode(), b"[" * 100_000 + b"]" * 100_000)
+        assert "nested too deep" in problem(await post(client, body), 400, "malformed-body")["detail"]
 
     async def test_wrong_element_is_called_an_event(self, client):
         """What is said about an element or a line is not about the body."""

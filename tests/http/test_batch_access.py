@@ -83,6 +83,7 @@ async def test_client_that_leaves_frees_its_stream(tmp_path):
         if whole:
             # It may have closed only its sending side, so it is answered.
             assert (document["status"], document["type"]) == (408, "request-timeout")
+            assert document["title"] == "The client has left"
             assert document["accepted"] == len(transport.messages) == document["stopped_at"] - 1
 
 

@@ -626,7 +626,7 @@ async def test_continue_is_sent_when_the_body_is_received():
 
 async def test_head_over_limit_is_431():
     """A head is limited in bytes, in however many pieces it arrives; one within the limit is read."""
-    head = b"GET / HTTP/1.1\r\nX: %b\r\n\r\n"
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n"
     async with running(Echo(), head_bytes=1000) as service:
         fits = head % (b"a" * (1000 - len(head) + 2))
         for request in (fits, fits.replace(b"a", b"aa", 1), b"GET /" + b"a" * 2000):
@@ -669,9 +669,9 @@ async def test_silent_connection_is_closed():
         b"GET / HTTP/1.1\nHost: x\r\n\r\n",
         b"GET / HTTP/2.0\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\n",
-        b"GET http://[ HTTP/1.1\r\n\r\n",
-        b"GET http://a/\xc3\xa9 HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX : a\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://a/\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX : a\r\n\r\n",
         b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
         POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         CHUNKED + b"\r\nno size\r\n",
@@ -689,6 +689,17 @@ async def test_malformed_request_is_400(request_):
         client = await service.connect()
         client.writer.write(request_)
         await client.problem(400, "malformed-request")
+        assert await client.closed()
+
+
+@pytest.mark.parametrize("head", ["1.1\r\n", "1.1\r\nHost: x\r\nhost: x\r\n", "1.0\r\nHost: x\r\nHost: y\r\n"])
+async def test_other_than_one_host_is_400(head):
+    """HTTP/1.1 requires one Host header, and two are wrong in any version; the answer says so."""
+    async with running(Echo()) as service:
+        client = await service.connect()
+        client.writer.write(f"GET / HTTP/{head}\r\n".encode())
+        document = await client.problem(400, "malformed-request")
+        assert "one Host header" in document["detail"]
         assert await client.closed()
 
 
@@ -732,7 +743,7 @@ async def test_connection_close_is_respected(body):
     """A client that sends Connection: close gets it in the answer, after which the connection is closed."""
     async with running(Echo(), keep_alive=60) as service:
         client = await service.connect()
-        client.writer.write(b"POST / HTTP/1.1\r\nConnection: close\r\n" + body)
+        client.writer.write(POST + b"Connection: close\r\n" + body)
         assert (await client.answer())[1]["connection"] == "close"
         assert await client.closed()
 

@@ -102,7 +102,10 @@ _WITH_BATCH = (
         "in": "header",
         "description": "An event without an event_id gets one that follows from this key, the route, its event_type, "
         "its user_id and its position: a request that is resent publishes the same events.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 257},
+        "schema": {
+            "type": "string",
+            "pattern": r"""^("[ !#-\[\]-~]{1,255}"|[!#-~]([ !#-~]{0,253}[!#-~])?)$""",
+        },
         "example": '"checkout-8f14e45f"',
     },
     {

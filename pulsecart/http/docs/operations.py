@@ -563,7 +563,7 @@ OPERATIONS = [
                 {"name": name, "in": "query", "schema": {"type": "string"}}
                 for name in ("topic", "event_type", "event_id", "user_id")
             ),
-            {"name": "wait", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 60}},
+            {"name": "wait", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 60}},
             {"name": "count", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999}},
         ),
         answers={

@@ -3,12 +3,15 @@
 They are decoded piece by piece, so that a small body does not become a large one before that is noticed.
 """
 
+import asyncio
 import sys
 import zlib
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
 from pulsecart.http.problems import Problem, ProblemError, too_large, unsupported
+from pulsecart.many import TURN_SECONDS
 
 if sys.version_info >= (3, 14):  # pragma: no cover
     from compression import zstd
@@ -23,8 +26,8 @@ CODINGS = "gzip, zstd"
 PIECE_BYTES = 65_536
 """Maximum bytes of a decoded piece."""
 
-MOST_MEMBERS = 1000
-"""How many gzip members or zstd frames one whole body may have. Each takes time, even if it is empty."""
+SLICE_BYTES = 4096
+"""How much is decoded at a time. What follows the end of a gzip member or zstd frame is copied for the next one."""
 
 _ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}  # 8 MiB (RFC 8878, section 3.1.1.1.2)
 _NAMES = {"": "", "identity": "", "gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd"}
@@ -47,13 +50,12 @@ def coding_of(header: bytes) -> str:
 class Decoder:
     """Decodes a body of any number of gzip members or zstd frames."""
 
-    def __init__(self, coding: str, most_members: int = 0) -> None:
-        """Decode one of the codings of `coding_of`, of at most `most_members` members; 0 is any number."""
+    def __init__(self, coding: str) -> None:
+        """Decode one of the codings of `coding_of`."""
         self._coding = coding
-        self._most_members = most_members
         self._member: Any = None
         """The decompressor of the member that is being read, if any."""
-        self._members = 0
+        self._is_empty = True
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Decode more of the body, to pieces of at most `PIECE_BYTES`, some of them empty.
@@ -61,22 +63,21 @@ class Decoder:
         Raises `ProblemError` (400) if it cannot be decoded.
         """
         try:
-            while data:
-                if self._member is None:
-                    self._member = self._begin()
-                    self._members += 1
-                    if 0 < self._most_members < self._members:
-                        raise self._malformed(f"has more than {self._most_members:,} members")
-                yield from self._gunzip(data) if self._coding == "gzip" else self._unzstd(data)
-                data = b""
-                if self._member.eof:
-                    data, self._member = self._member.unused_data, None
+            for start in range(0, len(data), SLICE_BYTES):
+                rest = data[start : start + SLICE_BYTES]
+                while rest:
+                    if self._member is None:
+                        self._member, self._is_empty = self._begin(), False
+                    yield from self._gunzip(rest) if self._coding == "gzip" else self._unzstd(rest)
+                    rest = b""
+                    if self._member.eof:
+                        rest, self._member = self._member.unused_data, None
         except (zlib.error, zstd.ZstdError) as error:
             raise self._malformed(f"is not {self._coding}, or something else follows it: {error}") from None
 
     def finish(self) -> None:
         """Note the end of the body. Raises `ProblemError` (400) if it is not complete."""
-        if self._member is not None or not self._members:
+        if self._member is not None or self._is_empty:
             raise self._malformed("ends too early")
 
     def _begin(self) -> Any:
@@ -108,15 +109,19 @@ class Decoder:
         )
 
 
-def decoded(body: bytes, coding: str, limit: int) -> bytes:
+async def decoded(body: bytes, coding: str, limit: int) -> bytes:
     """Return a whole body decoded. Raises `ProblemError`: 400 if it cannot be decoded, 413 over `limit` bytes."""
-    decoder = Decoder(coding, MOST_MEMBERS)
+    decoder = Decoder(coding)
     pieces: list[bytes] = []
     size = 0
+    turn = perf_counter()
     for piece in decoder.feed(body):
         size += len(piece)
         if size > limit:
             raise too_large(limit)
         pieces.append(piece)
+        if perf_counter() - turn > TURN_SECONDS:
+            await asyncio.sleep(0)
+            turn = perf_counter()
     decoder.finish()
     return b"".join(pieces)
