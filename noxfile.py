@@ -28,7 +28,7 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "deploy", "lint", "types", "imports", "package", "bench", "nats")
+LOCKED_GROUPS = ("test", "api", "browser", "deploy", "examples", "lint", "types", "imports", "package", "bench", "nats")
 
 PARALLEL = ("--numprocesses=3", "--dist=loadfile")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
@@ -83,7 +83,9 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("nats"))
+    install(
+        session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("examples"), *group("nats")
+    )
     session.run("mypy")
 
 
@@ -181,9 +183,11 @@ def deploy(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
     """Every example, run as its first lines say."""
-    install(session, ".[all]", *group("test"))
+    install(session, ".[all]", *group("test"), *group("examples"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
+    session.run("python", "examples/flask_shop.py")
+    session.run("python", "examples/fastapi_shop.py")
     session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
     session.chdir("examples/own_events")

@@ -3,91 +3,26 @@
     async with MemoryTransport() as transport:
         receipt = await Producer(transport).ingest(body)
 
-These are the names of the core. Transports are in `pulsecart.transports`, the event classes in
-`pulsecart.events`, the HTTP service in `pulsecart.app`.
+The names of the core, all in `pulsecart.names`, are imported on first access: every run of pytest imports this package
+for its fixtures. Transports are in `pulsecart.transports`, the event classes in `pulsecart.events`, the HTTP service in
+`pulsecart.app`.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from pulsecart.errors import (
-    Aborted,
-    BrokerRefused,
-    BrokerUnavailable,
-    DefinitionError,
-    EventError,
-    EventTypeNotAllowed,
-    Fault,
-    InvalidEvent,
-    MalformedBody,
-    MessageRefused,
-    MessageTooLarge,
-    MissingEventType,
-    Overloaded,
-    PublishError,
-    PulsecartError,
-    SettingsError,
-    TransportClosed,
-    UnknownEventType,
-)
-from pulsecart.events import Catalog, Event, event, load_catalog
-from pulsecart.ids import new_event_id, trace_id_of
-from pulsecart.limits import Batching, Limits
-from pulsecart.message import GRPC_LIMIT, REST_LIMIT, Message, Prepared, Receipt, SizeLimit
-from pulsecart.ordering import Ordering, by_user, in_shards, unordered
-from pulsecart.ports import Caller, Clock, IdFactory, Observer, Transport
-from pulsecart.producer import Producer
-
-__all__ = [
-    "GRPC_LIMIT",
-    "REST_LIMIT",
-    "Aborted",
-    "Batching",
-    "BrokerRefused",
-    "BrokerUnavailable",
-    "Caller",
-    "Catalog",
-    "Clock",
-    "DefinitionError",
-    "Event",
-    "EventError",
-    "EventTypeNotAllowed",
-    "Fault",
-    "IdFactory",
-    "InvalidEvent",
-    "Limits",
-    "MalformedBody",
-    "Message",
-    "MessageRefused",
-    "MessageTooLarge",
-    "MissingEventType",
-    "Observer",
-    "Ordering",
-    "Overloaded",
-    "Prepared",
-    "Producer",
-    "PublishError",
-    "PulsecartError",
-    "Receipt",
-    "SettingsError",
-    "SizeLimit",
-    "Transport",
-    "TransportClosed",
-    "UnknownEventType",
-    "by_user",
-    "event",
-    "in_shards",
-    "load_catalog",
-    "new_event_id",
-    "trace_id_of",
-    "unordered",
-]
+if TYPE_CHECKING:
+    from pulsecart.names import *  # noqa: F403
 
 __version__: str
 
 
 def __getattr__(name: str) -> Any:
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version  # reading the metadata is slow, and few need it
+    if name == "__version__":
+        from importlib.metadata import version  # reading the metadata is slow, and few need it
 
-    return version("pulsecart")
+        return version("pulsecart")
+    names = import_module("pulsecart.names")
+    if name != "__all__" and name not in names.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(names, name)

@@ -42,6 +42,15 @@ def test_core_and_unopened_transports_load_nothing_heavy(statement):
     assert loaded_by(statement) == set()
 
 
+def test_package_loads_its_names_on_first_access():
+    """The package alone loads next to nothing: every run of pytest imports it. All public names are there, lazily."""
+    program = (
+        "import pulsecart, sys\nassert not {'attrs', 'cattrs', 'msgspec', 'asyncio'} & set(sys.modules)\n"
+        "from pulsecart import *\nassert {'Producer', 'SyncProducer', 'event', 'GRPC_LIMIT'} <= set(globals())"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_service_on_memory_does_not_load_google():
     """A service on the memory transport starts without google and grpc."""
     statement = (

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pulsecart.testing.contract import Delivered, Outage, TransportContract
+    from pulsecart.testing.recording import RecordingTransport
+    from pulsecart.testing.service import Service
     from pulsecart.testing.strict import (
         PublishRequest,
         RawAnswer,
@@ -20,17 +22,19 @@ __all__ = [
     "PublishRequest",
     "RawAnswer",
     "ReceivedMessage",
+    "RecordingTransport",
+    "Service",
     "StrictPubsub",
     "TransportContract",
     "http_answer",
     "strict_pubsub",
 ]
 
-_CONTRACT = ("Delivered", "Outage", "TransportContract")
+_MODULES = dict.fromkeys(("Delivered", "Outage", "TransportContract"), "contract")
+_MODULES |= {"RecordingTransport": "recording", "Service": "service"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "contract" if name in _CONTRACT else "strict"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'strict')}"), name)

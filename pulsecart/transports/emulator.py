@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
-from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
+from pulsecart.transports.pubsub.remote import (
+    API_ANSWER_BYTES,
+    CALL_SECONDS,
+    DEFAULT_CONNECTIONS,
+    RemoteTransport,
+    WireName,
+)
 from pulsecart.transports.registry import TransportConfig
 
 if TYPE_CHECKING:
@@ -56,11 +62,14 @@ class EmulatorTransport(RemoteTransport):
         await self._open().create_topics(topics)
 
     @asynccontextmanager
-    async def api(self) -> "AsyncIterator[Api]":
-        """Give access to the emulator's REST API, whether this transport is open or not."""
-        from pulsecart.transports.pubsub.api import CALL_SECONDS, Api
+    async def api(self, *, timeout: float = CALL_SECONDS) -> "AsyncIterator[Api]":  # noqa: ASYNC109
+        """Give access to the emulator's REST API, whether this transport is open or not.
 
-        wire = self._make_rest(CALL_SECONDS)
+        Each answer is waited for at most `timeout` seconds.
+        """
+        from pulsecart.transports.pubsub.api import Api
+
+        wire = self._make_rest(timeout, max_answer=API_ANSWER_BYTES)
         try:
             yield Api(wire)
         finally:
@@ -87,10 +96,10 @@ class EmulatorTransport(RemoteTransport):
             return GrpcWire(insecure(self._host), timeout=self._limits.attempt_timeout)
         return self._make_rest(self._limits.attempt_timeout)
 
-    def _make_rest(self, timeout: float) -> "RestWire":
+    def _make_rest(self, timeout: float, **options: int) -> "RestWire":
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
-        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout)
+        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout, **options)
 
     def endpoint(self) -> "Endpoint":
         """Return how connections for REST are made."""

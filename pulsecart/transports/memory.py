@@ -1,7 +1,9 @@
 """The memory transport: keeps published messages in memory, for unit tests and development."""
 
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +31,8 @@ class MemoryTransport:
 
         transport = MemoryTransport(outage)
 
-    Unlike other transports it needs no opening: it can be used without `async with` until it is closed.
+    Unlike other transports it needs no opening: it can be used without `async with` until it is closed. Without a
+    handler, threads with event loops of their own can share it.
     """
 
     def __init__(self, handler: Handler | None = None, *, keep: int = 10_000, keep_bytes: int = 64_000_000) -> None:
@@ -39,6 +42,8 @@ class MemoryTransport:
         self._messages: deque[PublishedMessage] = deque()
         self._bytes = 0
         self._published = 0
+        self._lock = threading.RLock()
+        self._listeners: list[Callable[[PublishedMessage], None]] = []
         self._turns = Turns()
         self._closed = False
 
@@ -50,12 +55,25 @@ class MemoryTransport:
     @property
     def messages(self) -> list[PublishedMessage]:
         """The published messages, newest last."""
-        return list(self._messages)
+        with self._lock:
+            return list(self._messages)
 
     def clear(self) -> None:
         """Remove all messages. Message ids continue to count up."""
-        self._messages.clear()
-        self._bytes = 0
+        with self._lock:
+            self._messages.clear()
+            self._bytes = 0
+
+    @contextmanager
+    def listening(self, listener: Callable[[PublishedMessage], None]) -> Iterator[None]:
+        """Within the block, call a function with each message that is published, in the thread that publishes it."""
+        with self._lock:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listeners.remove(listener)
 
     async def publish(self, message: Message) -> str:
         """Keep a message and return its message id; the first is `1`."""
@@ -74,22 +92,26 @@ class MemoryTransport:
         """Return at once: there is always room."""
 
     def _keep(self, message: Message) -> str:
-        if self._closed:
-            raise TransportClosed("the memory transport is closed", message=message)
-        self._published += 1
-        message_id = str(self._published)
-        kept = PublishedMessage(
-            topic=message.topic,
-            data=message.data,
-            attributes=dict(message.attributes),
-            ordering_key=message.ordering_key,
-            message_id=message_id,
-        )
-        self._messages.append(kept)
-        self._bytes += len(kept.data)
-        while len(self._messages) > self._keep_messages or (self._bytes > self._keep_bytes and len(self._messages) > 1):
-            self._bytes -= len(self._messages.popleft().data)
-        return message_id
+        with self._lock:
+            if self._closed:
+                raise TransportClosed("the memory transport is closed", message=message)
+            self._published += 1
+            kept = PublishedMessage(
+                topic=message.topic,
+                data=message.data,
+                attributes=dict(message.attributes),
+                ordering_key=message.ordering_key,
+                message_id=str(self._published),
+            )
+            self._messages.append(kept)
+            self._bytes += len(kept.data)
+            while len(self._messages) > self._keep_messages or (
+                self._bytes > self._keep_bytes and len(self._messages) > 1
+            ):
+                self._bytes -= len(self._messages.popleft().data)
+            for listener in self._listeners:
+                listener(kept)
+        return kept.message_id
 
     async def check(self, topics: Iterable[str]) -> list[str]:
         """Return an empty list: every topic exists."""

@@ -28,6 +28,7 @@ def test_help_lists_the_commands():
         "schema",
         "send",
         "serve",
+        "tail",
         "topics",
         "trace",
     ]

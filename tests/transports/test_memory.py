@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -159,3 +160,37 @@ async def test_close_while_a_handler_waits_refuses_the_message():
     gate.set()
     with pytest.raises(TransportClosed):
         await publishing
+
+
+async def test_listener_is_called_within_the_block():
+    """A listener gets each message that is published while it listens, and no refused one."""
+
+    async def refuse_2(sent: Message) -> None:
+        if sent.data == message(2).data:
+            raise BrokerUnavailable("test")
+
+    transport = MemoryTransport(refuse_2)
+    await transport.publish(message(0))
+    heard: list[Message] = []
+    with transport.listening(heard.append):
+        await transport.publish(message(1))
+        with pytest.raises(BrokerUnavailable):
+            await transport.publish(message(2))
+    await transport.publish(message(3))
+    assert heard == [transport.messages[1]]
+
+
+def publish_all(transport: MemoryTransport, key: str, count: int) -> None:
+    async def publish() -> None:
+        for number in range(count):
+            await transport.publish(message(number, key))
+
+    asyncio.run(publish())
+
+
+def test_threads_share_a_transport():
+    """Message ids are unique and the list is complete if threads with loops of their own publish at the same time."""
+    transport = MemoryTransport()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: publish_all(transport, key, 500), "abcd"))
+    assert [found.message_id for found in transport.messages] == [str(number) for number in range(1, 2001)]

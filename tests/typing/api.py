@@ -7,11 +7,22 @@ from typing import assert_type
 from attrs import field, frozen
 from grpc import StatusCode
 
-from pulsecart import BrokerUnavailable, Catalog, Event, Fault, Message, Producer, Receipt, Transport, event
+from pulsecart import (
+    BrokerUnavailable,
+    Catalog,
+    Event,
+    Fault,
+    Message,
+    Producer,
+    Receipt,
+    SyncProducer,
+    Transport,
+    event,
+)
 from pulsecart.client import AsyncClient, Client, Failure, SendError
 from pulsecart.client import Receipt as Sent
 from pulsecart.events import OrderPlaced, non_empty
-from pulsecart.testing import PublishRequest, RawAnswer, ReceivedMessage, http_answer, strict_pubsub
+from pulsecart.testing import PublishRequest, RawAnswer, ReceivedMessage, RecordingTransport, http_answer, strict_pubsub
 from pulsecart.transports import EmulatorTransport, MemoryTransport, PublishedMessage
 
 
@@ -59,6 +70,10 @@ async def use() -> None:
         assert_type(server.requests, list[PublishRequest])
     assert_type(BrokerUnavailable("x").event_id, str | None)
     assert_type(Fault("", "", "").pointer, str)
+    recording = RecordingTransport()
+    assert_type(recording.published(OrderPlaced, user_id="u"), list[OrderPlaced])
+    assert_type(recording.assert_published(BasketFilled).payload, Basket)
+    assert_type(await recording.wait_for(OrderPlaced, timeout=1), OrderPlaced)
     BasketFilled(user_id="u", shop="s")  # type: ignore[call-arg]
     filled.shop = "t"  # type: ignore[misc]
 
@@ -81,3 +96,10 @@ async def call() -> None:
         assert_type(await other.send(b"{}"), Sent)
         async for receipt in other.send_many(iter([event])):
             assert_type(receipt, Sent)
+
+
+def use_without_an_event_loop() -> None:
+    with SyncProducer(MemoryTransport(), catalog=Catalog([OrderPlaced]), new_event_id=lambda: "evt_1") as producer:
+        assert_type(producer.publish(OrderPlaced(user_id="u", order_id="o", payload={})), Receipt)
+        producer.publish(b"{}")  # type: ignore[arg-type]
+    SyncProducer(MemoryTransport(), deadline=3)  # type: ignore[call-arg]

@@ -43,12 +43,7 @@ def messages(feed: Feed) -> Callable[[Request], Awaitable[Response]]:
         filters = dict(request.query_params)
         wait, count = filters.pop("wait", "0"), filters.pop("count", "1")
         if unknown := [name for name in filters if name not in _FILTERS]:
-            return Problem(
-                status=400,
-                type="malformed-request",
-                title="Unknown filter",
-                detail=f"There is no filter {unknown[0][:100]!r}. The filters are {', '.join(_FILTERS)}.",
-            ).response()
+            return _malformed(f"There is no filter {unknown[0][:100]!r}. The filters are {', '.join(_FILTERS)}.")
         if not _SECONDS.fullmatch(wait) or float(wait) > _MAX_WAIT:
             return _malformed(f"wait must be a number of seconds from 0 to {_MAX_WAIT:g}, not {wait[:100]!r}.")
         if not _COUNT.fullmatch(count):

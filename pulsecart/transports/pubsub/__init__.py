@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from pulsecart.errors import SettingsError
 from pulsecart.limits import Limits
 from pulsecart.ports import UNOBSERVED, Observer
-from pulsecart.transports.pubsub.remote import DEFAULT_CONNECTIONS, RemoteTransport, WireName
+from pulsecart.transports.pubsub.remote import (
+    API_ANSWER_BYTES,
+    CALL_SECONDS,
+    DEFAULT_CONNECTIONS,
+    RemoteTransport,
+    WireName,
+)
 from pulsecart.transports.registry import TransportConfig
 
 if TYPE_CHECKING:
@@ -127,15 +133,20 @@ class PubSubTransport(RemoteTransport):
             raise
 
     @asynccontextmanager
-    async def api(self, scope: str = "https://www.googleapis.com/auth/pubsub") -> "AsyncIterator[Api]":
+    async def api(
+        self,
+        scope: str = "https://www.googleapis.com/auth/pubsub",
+        *,
+        timeout: float = CALL_SECONDS,  # noqa: ASYNC109
+    ) -> "AsyncIterator[Api]":
         """Give access to the REST API at the endpoint, whether this transport is open or not.
 
-        `scope` is what its access tokens are for.
+        `scope` is what its access tokens are for. Each answer is waited for at most `timeout` seconds.
         """
-        from pulsecart.transports.pubsub.api import CALL_SECONDS, Api
+        from pulsecart.transports.pubsub.api import Api
 
         tokens = await self._make_tokens(scope)
-        wire = self._make_rest(CALL_SECONDS)
+        wire = self._make_rest(timeout, max_answer=API_ANSWER_BYTES)
         try:
             await tokens.open()
             yield Api(wire, tokens)
@@ -166,10 +177,10 @@ class PubSubTransport(RemoteTransport):
             return GrpcWire(dial, timeout=self._limits.attempt_timeout)
         return self._make_rest(self._limits.attempt_timeout)
 
-    def _make_rest(self, timeout: float) -> "RestWire":
+    def _make_rest(self, timeout: float, **options: int) -> "RestWire":
         from pulsecart.transports.pubsub.wire.rest import RestWire
 
-        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout)
+        return RestWire(self.endpoint(), connections=self._connections, timeout=timeout, **options)
 
     def endpoint(self) -> "Endpoint":
         """Return how connections for REST are made: address, TLS and proxy."""

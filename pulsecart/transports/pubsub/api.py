@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from pulsecart.transports.pubsub.attempts import Attempts
 from pulsecart.transports.pubsub.reachability import Reachability
+from pulsecart.transports.pubsub.remote import CALL_SECONDS
 from pulsecart.transports.pubsub.wire import WireError
 from pulsecart.transports.pubsub.wire.rest import RestWire
 
 if TYPE_CHECKING:
     from pulsecart.transports.pubsub.tokens import Tokens
 
-__all__ = ["CALL_SECONDS", "Api"]
-
-CALL_SECONDS = 20.0
-"""Maximum seconds of a call, its retries included."""
+__all__ = ["Api"]
 
 RETRY_SECONDS = 1.0
 """Maximum seconds between two attempts."""

@@ -15,7 +15,7 @@ from pulsecart.transports.pubsub.wire import Wire, WireError
 __all__ = ["Sender"]
 
 # Failures that may be temporary (https://cloud.google.com/pubsub/docs/reference/error-codes).
-_TEMPORARY = frozenset(
+TEMPORARY = frozenset(
     {"ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN"}
 )
 
@@ -85,7 +85,7 @@ class Sender:
             except WireError as error:
                 current = _failure(error, topic, self._admin.described(topic))
                 missing = self._creates_topics and error.status == "NOT_FOUND"
-                if not missing and error.status not in _TEMPORARY:
+                if not missing and error.status not in TEMPORARY:
                     return current
                 if error.retry_after and self._loop.time() + error.retry_after >= deadline:
                     return current

@@ -24,7 +24,7 @@ MAX_CONNECTING = 8
 """Maximum number of connections that are being established: TLS handshakes take CPU time from everything else."""
 
 MAX_HEAD_BYTES, MAX_ANSWER_BYTES = 65_536, 1_048_576
-"""Maximum bytes of an answer's head, and of all of it."""
+"""Maximum bytes of an answer's head, and of all of it unless a pool allows more."""
 
 CLOSE_SECONDS = 1.0
 """Maximum seconds to wait until connections are closed."""
@@ -122,7 +122,7 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(ResponseFailed(f"it is not HTTP ({error}): {data[:200]!r}"))
         else:
-            if self._received > (MAX_ANSWER_BYTES if self._head_complete else MAX_HEAD_BYTES):
+            if self._received > (self._pool.max_answer if self._head_complete else MAX_HEAD_BYTES):
                 self._fail(ResponseFailed(f"it has more than {self._received:,} bytes"))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -163,10 +163,11 @@ class _Connection(asyncio.Protocol):
 
 
 class Pool:
-    """At most `size` connections to one server, opened on demand."""
+    """At most `size` connections to one server, opened on demand. A larger answer than `max_answer` bytes fails."""
 
-    def __init__(self, endpoint: Endpoint, size: int) -> None:
+    def __init__(self, endpoint: Endpoint, size: int, *, max_answer: int = MAX_ANSWER_BYTES) -> None:
         self.endpoint = endpoint
+        self.max_answer = max_answer
         self._size = size
         self._loop = asyncio.get_running_loop()
         self._open: set[_Connection] = set()

@@ -13,7 +13,7 @@ from pulsecart.message import Message
 from pulsecart.ports import Load
 from pulsecart.transports.pubsub.wire import Metadata, WireError
 from pulsecart.transports.pubsub.wire.dial import Endpoint
-from pulsecart.transports.pubsub.wire.http import Answer, ConnectFailed, Pool, ResponseFailed
+from pulsecart.transports.pubsub.wire.http import MAX_ANSWER_BYTES, Answer, ConnectFailed, Pool, ResponseFailed
 
 __all__ = ["RestWire"]
 
@@ -54,10 +54,12 @@ class RestWire:
 
     copies = 4  # the message, its request in base64, and the part that waits to be sent, encrypted
 
-    def __init__(self, endpoint: Endpoint, *, connections: int, timeout: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, connections: int, timeout: float, max_answer: int = MAX_ANSWER_BYTES
+    ) -> None:
         self.batch_keys = max(1, connections // 2)
         self._timeout = timeout
-        self._pool = Pool(endpoint, connections)
+        self._pool = Pool(endpoint, connections, max_answer=max_answer)
         self._common = (
             f"Host: {endpoint.authority}\r\n"
             f"User-Agent: pulsecart/{_VERSION}\r\n"
