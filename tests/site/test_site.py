@@ -31,6 +31,7 @@ class Document(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, Any]]) -> None:
         found = dict(attributes)
+        self.text += " " * (tag == "dd")
         self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
         if tag == "a" and "href" in found:
             self.links.add(found["href"])
