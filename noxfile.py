@@ -28,7 +28,20 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "deploy", "docs", "examples", "lint", "types", "imports", "package", "bench", "nats")
+LOCKED_GROUPS = (
+    "test",
+    "api",
+    "browser",
+    "deploy",
+    "docs",
+    "examples",
+    "lint",
+    "types",
+    "imports",
+    "package",
+    "bench",
+    "nats",
+)
 
 PARALLEL = ("--numprocesses=3", "--dist=loadfile")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
@@ -85,9 +98,8 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(
-        session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("examples"), *group("nats")
-    )
+    groups = ("test", "types", "bench", "docs", "examples", "nats")
+    install(session, "-e", ".[all]", *(requirement for name in groups for requirement in group(name)))
     session.run("mypy")
 
 

@@ -24,12 +24,11 @@ autodoc_default_options = {
     "members": True,
     "inherited-members": "BaseException,Event,EventError,Exception,Mapping,Protocol,PublishError,PulsecartError",
     "member-order": "bysource",
-    "show-inheritance": True,
 }
 autodoc_typehints_format = "short"
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 80
-# Names of other packages are not linked: their inventories would have to be fetched. Nor are type variables and private names.
+# Not linked: names of other packages, whose inventories would have to be fetched; type variables; private names.
 nitpick_ignore_regex = [("py:.*", r"(?!pulsecart\.).*"), ("py:.*", r".*\.(\w+T|EventClass|_\w+)")]
 
 html_theme = "furo"

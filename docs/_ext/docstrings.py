@@ -1,4 +1,4 @@
-"""The public names for autodoc, and their docstrings, which are written in a little Markdown: code spans and indents."""
+"""The public names for autodoc, and their docstrings, whose Markdown is code spans and indented code."""
 
 import inspect
 import re
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
@@ -60,7 +61,7 @@ def _documented(name: str) -> Iterator[str]:
 
 
 def find(target: str, near: str = "") -> Any:
-    """Return the public object that a text means: by the path of its definition, or by its name, near or in the root."""
+    """Return the public object that a text means: by the path of its definition, or by its name, nearest first."""
     for module in MODULES:
         for found in NAMES[module].values():
             if target == f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}":
@@ -94,7 +95,9 @@ def to_rst(_app: Sphinx, _what: str, near: str, _obj: Any, _options: Any, lines:
     lines[:] = converted
 
 
-def resolve(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.TextElement) -> nodes.Node | None:
+def resolve(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.TextElement
+) -> nodes.Node | None:
     """Link a name in an annotation, which has the path of its definition, to where it is described."""
     found = find(node.get("reftarget", ""), node.get("py:module") or "") if node.get("refdomain") == "py" else None
     if found is None:
@@ -102,15 +105,16 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: no
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", path(found), node, content)
 
 
-def public_bases(_app: Sphinx, _name: str, _obj: Any, _options: Any, bases: list[type]) -> None:
-    """Leave out the bases of a class that are private to pulsecart."""
-    bases[:] = [base for base in bases if id(base) in _PATHS or not base.__module__.startswith("pulsecart")]
-    bases[:] = bases or [object]
+def signature(
+    _app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, arguments: str, returned: str
+) -> tuple[str, str] | None:
+    """Leave out the arguments of a protocol."""
+    return ("", returned) if arguments == "(*args, **kwargs)" else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("autodoc-process-docstring", to_rst)
-    app.connect("autodoc-process-bases", public_bases)
+    app.connect("autodoc-process-signature", signature)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True}

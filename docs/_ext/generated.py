@@ -51,9 +51,12 @@ def _json(value: Any) -> str:
     return _code("json", json.dumps(value, indent=2, ensure_ascii=False))
 
 
+_WORD = re.compile(r"`[^`]*`|(?<!\S)--[a-z-]+|\b[A-Z]+_[A-Z_]+(?:=\w+)?")
+
+
 def _text(plain: str) -> str:
-    """Return a help text as Markdown: names of options and variables as code, and no markup else."""
-    return re.sub(r"(?<!\S)--[a-z-]+|\b[A-Z]+_[A-Z_]+(?:=\S+)?", r"`\g<0>`", plain.replace("*", r"\*"))
+    """Return a help text as Markdown: names of options and variables become code."""
+    return _WORD.sub(lambda match: f"`{match[0].strip('`')}`", plain.replace("*", r"\*"))
 
 
 def settings() -> Iterator[str]:
@@ -140,9 +143,8 @@ def _command(command: click.Command, context: click.Context, level: int) -> Iter
     if isinstance(command, SettingsCommand):
         yield "The options are the [settings](settings.md).\n"
     elif level > 1:
-        for parameter in command.params:
-            record = parameter.get_help_record(context)
-            if record:
+        for parameter in filter(lambda each: isinstance(each, click.Option), command.params):
+            if record := parameter.get_help_record(context):
                 yield f"`{record[0]}`\n: {_text(record[1])}\n"
     for name in children:
         assert isinstance(command, click.Group)
@@ -155,7 +157,7 @@ def _help(text: str) -> Iterator[str]:
     """Give a help text's paragraphs; click leaves those that begin with a backspace character as they are."""
     for paragraph in text.split("\n\n"):
         kept = paragraph.removeprefix("\b\n")
-        yield f"{paragraph}\n" if kept == paragraph else _code("text", kept)
+        yield f"{_text(paragraph)}\n" if kept == paragraph else _code("text", kept)
 
 
 def http() -> Iterator[str]:
@@ -182,13 +184,13 @@ def _operation(name: str, operation: Mapping[str, Any]) -> Iterator[str]:
             ("parameter", "in", "meaning"),
             ((f"`{each['name']}`", each["in"], _meaning(each)) for each in operation["parameters"]),
         )
-    for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
-        shown = next(iter(content["examples"].values()))["value"]
+    for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+        shown = next(iter(body["examples"].values()))["value"]
         yield f"Request, `{media_type}`:\n"
         yield _code("text", shown) if isinstance(shown, str) else _code("json", json_line_indented(shown))
     failures = []
     for status, answer in operation["responses"].items():
-        content = next(iter(answer.get("content", {}).values()), {})
+        content: Any = next(iter(answer.get("content", {}).values()), {})
         if "examples" in content:
             failures += [(status, type_) for type_ in content["schema"]["properties"]["type"]["enum"]]
             continue
@@ -244,21 +246,37 @@ def _own(cls: type) -> list[str]:
     return [name for name in attrs.fields_dict(cls) if name not in common]
 
 
-def api(module: str) -> Iterator[str]:
-    """Give autodoc's directives for the public names of a module, and links to those that other pages describe."""
-    elsewhere = []
+def api(argument: str) -> Iterator[str]:
+    """Give autodoc's directives for the public names of a module: `MODULE`, or `MODULE PART` for those defined in PART.
+
+    What another page describes is only linked.
+    """
+    module, *parts = argument.split()
     for found in NAMES[module].values():
-        if home(found) != module:
-            elsewhere.append(found)
-            continue
-        kind, more = "data", "   :no-value:\n"
-        if inspect.isclass(found) or inspect.isroutine(found):
-            kind, more = "class" if inspect.isclass(found) else "function", ""
-        if inspect.isclass(found) and issubclass(found, BaseException):
-            kind = "exception"
-        yield _code("{eval-rst}", f".. auto{kind}:: {path(found)}\n{more}")
-    if elsewhere:
-        yield f"Described on other pages: {', '.join(f'{{py:obj}}`~{path(found)}`' for found in elsewhere)}.\n"
+        defined = found.__module__ if inspect.isclass(found) or inspect.isroutine(found) else path(found)
+        if home(found) == module and (not parts or defined.startswith(parts[0])):
+            yield _code("{eval-rst}", "\n".join(_directive(found)))
+    if not parts:
+        yield from elsewhere(module)
+
+
+def _directive(found: Any) -> Iterator[str]:
+    if not inspect.isclass(found):
+        is_function = inspect.isroutine(found)
+        yield f".. auto{'function' if is_function else 'data'}:: {path(found)}"
+        yield "" if is_function else "   :no-value:"
+    elif issubclass(found, BaseException):
+        yield f".. autoexception:: {path(found)}"
+        yield "   :show-inheritance:"
+    else:
+        yield f".. autoclass:: {path(found)}"
+
+
+def elsewhere(module: str) -> Iterator[str]:
+    """Give links to the public names of a module that other pages describe."""
+    links = [f"{{py:obj}}`~{path(found)}`" for found in NAMES[module].values() if home(found) != module]
+    if links:
+        yield f"Described on other pages: {', '.join(links)}.\n"
 
 
 def figures(argument: str) -> Iterator[str]:
@@ -267,10 +285,15 @@ def figures(argument: str) -> Iterator[str]:
     section, _, columns = wanted.rpartition(": ")
     text = (ROOT / "benchmarks/results.md").read_text()
     part = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    head, _, *rows = [line.removeprefix("|").removesuffix("|").split("|") for line in part.splitlines() if line[:1] == "|"]
+    head, _, *rows = [
+        line.removeprefix("|").removesuffix("|").split("|") for line in part.splitlines() if line[:1] == "|"
+    ]
     titles = [title.strip() or ("result" if index else "") for index, title in enumerate(head)]
     indexes = [0, *(titles.index(column) for column in columns.split("; "))]
-    table = [[re.sub(r" \([^()]*\)$", "", row[index].strip()) for index in indexes] for row in rows]
+    table = [
+        [re.sub(r" \([^()]*\)$", "", row[index].strip()) if index else row[0].strip() for index in indexes]
+        for row in rows
+    ]
     found = [row for row in table if not names or row[0] in names]
     if len(found) < len(names):
         raise ExtensionError(f"benchmarks/results.md lacks a row of {names} in {section!r}")
@@ -282,12 +305,13 @@ def pages(argument: str) -> Iterator[str]:
     caption, _, patterns = argument.partition(": ")
     found = [page.relative_to(DOCS) for pattern in patterns.split() for page in sorted(DOCS.glob(f"{pattern}.md"))]
     names = "\n".join(str(page.with_suffix("")) for page in found)
-    yield _code("{toctree}", f":hidden:\n:caption: {caption}\n\n{names}") if names else ""
+    yield _code("{toctree}", f":maxdepth: 1\n:caption: {caption}\n\n{names}") if names else ""
 
 
 GENERATED: Mapping[str, Callable[..., Iterator[str]]] = {
     "api": api,
     "commands": commands,
+    "elsewhere": elsewhere,
     "event-types": event_types,
     "figures": figures,
     "http": http,

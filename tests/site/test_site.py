@@ -14,6 +14,7 @@ from pulsecart.telemetry import metrics
 from tests.browser.conftest import Page
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 NO_PAGES = {"genindex.html", "search.html", "py-modindex.html"}
 
 
@@ -96,7 +97,9 @@ def test_styles_load_nothing_from_elsewhere(site):
     """No stylesheet names another host."""
     styles = list(site.rglob("*.css"))
     assert styles
-    assert [path.name for path in styles if re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", path.read_text())] == []
+    assert [
+        path.name for path in styles if re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", path.read_text())
+    ] == []
 
 
 @pytest.mark.parametrize("setting", attrs.fields(Settings), ids=lambda setting: setting.name)
@@ -121,7 +124,9 @@ def test_problem_types_are_listed(documents, site):
 def test_metrics_are_listed_with_attributes(documents, site):
     """Each metric is listed, for OpenTelemetry and for Prometheus, with its attributes."""
     text = documents[site / "reference/telemetry.html"].text
-    assert [each.name for each in metrics.OBSERVED if f" {each.name} {each.description} A {each.kind} " not in text] == []
+    assert [
+        each.name for each in metrics.OBSERVED if f" {each.name} {each.description} A {each.kind} " not in text
+    ] == []
     assert "pulsecart_events_total" in text
     assert "cloudevents.event_type, pulsecart.outcome, error.type, pulsecart.source" in text
 
@@ -162,3 +167,35 @@ def test_search_works_from_files(site, tab):
     tab.resize(1400)
     tab.open(f"{(site / 'search.html').as_uri()}?q=idempotency")
     tab.until(lambda: any("HTTP API" in each.text for each in tab.all("#search-results a")))
+
+
+def test_readme_is_short_and_leads_to_files():
+    """The README has at most 160 lines, and each of its links names a file that is there."""
+    assert len(README.splitlines()) <= 160
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_has_the_figures_of_the_benchmark():
+    """Each row of the README's table of figures is what the benchmark measured, rounded."""
+    section = "## Through the strict server over TLS, as fast as they can, 64 connections\n"
+    found = (ROOT / "benchmarks/results.md").read_text().partition(section)[2].partition("\n## ")[0]
+    measured = {}
+    for line in found.splitlines()[4:]:
+        name, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
+        measured[name] = [float(cell.partition(" (")[0].replace(",", "")) for cell in cells]
+    rows = re.findall(r"^\| (.+) us\*{0,2} \| (.+) \| (.+) \| (.+) ms \| (.+) MB \| (.+) s \|$", README, re.MULTILINE)
+    assert len(rows) >= 5
+    base = measured["pulsecart, REST"][0]
+    for first, *others in rows:
+        name, _, cpu = first.replace("*", "").partition(" | ")
+        cpu_us, rate, _p50, p99, _idle, peak, start = measured["pulsecart, REST" if name == "pulsecart" else name]
+        assert [float(cpu), *(float(each.replace(",", "")) for each in others)] == [
+            cpu_us,
+            pytest.approx(cpu_us / base, rel=0.1),  # the median of each round's ratio
+            rate,
+            round(p99),
+            peak,
+            start,
+        ], name
