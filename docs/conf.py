@@ -25,6 +25,7 @@ autodoc_default_options = {
     "inherited-members": "BaseException,Event,EventError,Exception,Mapping,Protocol,PublishError,PulsecartError",
     "member-order": "bysource",
 }
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 80
