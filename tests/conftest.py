@@ -14,9 +14,10 @@ import pytest
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
 
-# These have requirements of their own, which nox -s api and nox -s browser install.
+# These have requirements of their own, which nox -s api, nox -s browser and nox -s docs install.
 collect_ignore = [] if find_spec("schemathesis") else ["api"]
 collect_ignore += [] if find_spec("selenium") else ["browser"]
+collect_ignore += [] if find_spec("sphinx") and find_spec("selenium") else ["site"]
 
 
 # A shell ignores these in its background jobs, and the processes that tests start and interrupt would inherit that.
