@@ -254,7 +254,7 @@ class EventLog:
 
     @cached_property
     def _log(self) -> Any:
-        return structlog.get_logger("pulsecart.events").bind()  # else it would be bound anew for each line
+        return structlog.get_logger("pulsecart.events").bind()  # otherwise it would be bound again for each line
 
     def published(self, receipt: Receipt, seconds: float, source: str = "") -> None:
         """Log an event that the broker has, and the name of its source, if any."""

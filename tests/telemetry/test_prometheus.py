@@ -121,7 +121,7 @@ def test_metrics_are_only_on_their_own_port(service):
 
 
 def test_traces_are_exemplars_of_durations(tmp_path, order_json):
-    """With tracing on, durations have trace ids as exemplars, also beside a histogram of the SDK."""
+    """With tracing on, durations have trace ids as exemplars, also next to a histogram of the SDK."""
     for aggregation in ("explicit_bucket_histogram", "base2_exponential_bucket_histogram"):
         environment = {
             "OTEL_TRACES_EXPORTER": "none",
