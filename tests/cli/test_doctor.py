@@ -292,7 +292,9 @@ def test_collectors(monkeypatch):
         status, lines = examined()
     assert status == 1
     assert line(lines, "export of metrics").startswith("fail  export of metrics: 127.0.0.1:1 cannot be reached")
-    assert not any("export of traces" in found for found in lines)
+    assert not any("export of traces" in found or "export of logs" in found for found in lines)
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    assert line(examined()[1], "export of logs").startswith("fail  export of logs: ")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert examined()[0] == 0
 
