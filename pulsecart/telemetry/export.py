@@ -29,6 +29,7 @@ __all__ = [
     "collectors",
     "exporting",
     "flush_in_time",
+    "misconfigured",
     "resource_of_process",
     "set_up_providers",
 ]
@@ -84,7 +85,7 @@ def set_up_providers() -> list[Callable[[], object]]:
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return []
     _unset_empty_variables()
-    exporters = {signal: _exporters(signal) for signal in _CONSOLE}
+    exporters = _configured()
     hosts = {"traces": tracing.is_on(), "metrics": metrics.are_on(), "logs": records.are_on()}
     set_ups = {"traces": _set_up_traces, "metrics": _set_up_metrics, "logs": _set_up_logs}
     if exporters["logs"] and hosts["logs"]:
@@ -129,8 +130,20 @@ def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
-def _exporters(signal: str) -> list[str]:
-    """Return the exporters of a signal, as module:class, or "none". The list is empty if none is configured.
+def _configured() -> dict[str, list[str]]:
+    """Return the exporters of each signal, and log what is wrong with their names."""
+    found = {}
+    for signal in _CONSOLE:
+        found[signal], faults = _exporters(signal)
+        for fault in faults:
+            _log.warning("No %s are exported: %s", signal, fault)
+    return found
+
+
+def _exporters(signal: str) -> tuple[list[str], list[str]]:
+    """Return the exporters of a signal, as module:class, or "none", and what is wrong with the others' names.
+
+    Both lists are empty if none is configured.
 
     An endpoint for all signals is for traces and metrics: logs, which are lines already, have to be asked for.
 
@@ -143,7 +156,7 @@ def _exporters(signal: str) -> list[str]:
     # Without an exporter, spans give messages their context; log records would be for nobody.
     none = "" if signal == "logs" else "none"
     known = {"otlp": _OTLP.get((signal, protocol.lower())), "console": _CONSOLE[signal], "none": none}
-    found = []
+    found, faults = [], []
     for name in (_variable(f"OTEL_{signal.upper()}_EXPORTER") or implied).lower().split(","):
         if exporter := known.get(name.strip()):
             found.append(exporter)
@@ -153,15 +166,34 @@ def _exporters(signal: str) -> list[str]:
                 if name.strip() in known
                 else f"exporter {name!r}"
             )
-            _log.warning("No %s are exported: there is no %s; exporters are otlp, console, none", signal, wrong)
-    return found
+            faults.append(f"there is no {wrong}; exporters are otlp, console, none")
+    return found, faults
+
+
+def misconfigured() -> dict[str, str]:
+    """Return why a signal would not be exported. It makes the exporters, but exports nothing."""
+    _unset_empty_variables()
+    faults = {}
+    for signal in [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _CONSOLE:
+        exporters, wrong = _exporters(signal)
+        for name in exporters:
+            try:
+                if name != "none":
+                    _load(name)().shutdown()
+            except ModuleNotFoundError as error:
+                wrong.append(f"{error.name} is not installed: pip install 'pulsecart[otlp]'")
+            except Exception as error:  # noqa: BLE001 (exporters raise many types for a bad variable)
+                wrong.append(f"{type(error).__name__}: {error}")
+        if wrong:
+            faults[signal] = "; ".join(wrong)
+    return faults
 
 
 def collectors() -> dict[str, tuple[str, int]]:
     """Return the address of the collector of each signal that is exported to one, by the standard variables."""
     found = {}
     for signal in _CONSOLE:
-        exporters = [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _exporters(signal)
+        exporters = [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _exporters(signal)[0]
         if otlp := next((name for name in exporters if "otlp" in name), None):
             own = _variable(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
             port = 4318 if ".http." in otlp else 4317
