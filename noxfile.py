@@ -46,6 +46,9 @@ LOCKED_GROUPS = (
 PARALLEL = ("--numprocesses=3", "--dist=loadfile")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
 
+PLAIN = "not emulator and not faults and not monitoring and not scale"
+"""The marker expression for tests that need nothing but Python."""
+
 COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
 EMULATOR_START_SECONDS = 60
 
@@ -115,19 +118,10 @@ def tests(session: nox.Session) -> None:
     """Everything that needs no emulator; on the newest Python with every branch covered."""
     install(session, "-e", ".[all]", *group("test"))
     if session.python != NEWEST:  # measuring takes a third of the time, and the branches are the same
-        session.run("pytest", *PARALLEL, "-m", "not emulator and not faults and not monitoring", *session.posargs)
+        session.run("pytest", *PARALLEL, "-m", PLAIN, *session.posargs)
         return
     session.run("coverage", "erase")
-    session.run(
-        "coverage",
-        "run",
-        "-m",
-        "pytest",
-        *PARALLEL,
-        "-m",
-        "not emulator and not faults and not monitoring",
-        *session.posargs,
-    )
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, "-m", PLAIN, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -138,7 +132,7 @@ def lowest(session: nox.Session) -> None:
     """The oldest dependencies that the metadata allows."""
     session.install("-e", ".[all]", *group("test"), "--resolution", "lowest-direct")
     # The oldest releases may give warnings that newer ones no longer give.
-    session.run("pytest", *PARALLEL, "-m", "not emulator and not faults and not monitoring", "-W", "default")
+    session.run("pytest", *PARALLEL, "-m", PLAIN, "-W", "default")
 
 
 @nox.session(python=NEWEST)
@@ -191,6 +185,15 @@ def monitoring(session: nox.Session) -> None:
         unavailable(session, "no promtool: install Debian's package prometheus")
     install(session, "-e", ".[all]", *group("test"))
     session.run("pytest", "-m", "monitoring", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def scale(session: nox.Session) -> None:
+    """Instances behind haproxy are killed, drained and added under load: nothing is lost. Needs Debian's haproxy."""
+    if not any(Path("/usr").glob("sbin/haproxy")):
+        unavailable(session, "no haproxy: install Debian's package haproxy")
+    install(session, "-e", ".[all]", *group("test"))
+    session.run("pytest", "-m", "scale", *session.posargs)
 
 
 @nox.session(python=NEWEST)

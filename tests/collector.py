@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
@@ -27,12 +28,13 @@ RPCS = {
         ExportMetricsServiceRequest,
         ExportMetricsServiceResponse,
     ),
+    "/opentelemetry.proto.collector.logs.v1.LogsService/Export": (ExportLogsServiceRequest, ExportLogsServiceResponse),
 }
-PATHS = dict(zip(("/v1/traces", "/v1/metrics"), RPCS.values(), strict=True))
+PATHS = dict(zip(("/v1/traces", "/v1/metrics", "/v1/logs"), RPCS.values(), strict=True))
 
 
 class Collector:
-    """Keeps spans and metrics. While `hangs` is set, no request is answered."""
+    """Keeps spans, metrics and log records. While `go_on` is not set, no request is answered."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -40,6 +42,7 @@ class Collector:
         self.spans: list[Any] = []
         self.metrics: dict[str, Any] = {}
         """The latest value of each metric."""
+        self.logs: list[Any] = []
         self.go_on = threading.Event()
         self.go_on.set()
         self.asked = threading.Event()
@@ -55,6 +58,9 @@ class Collector:
             for group in getattr(request, "resource_metrics", ()):
                 self._keep_resource(group)
                 self.metrics |= {metric.name: metric for scope in group.scope_metrics for metric in scope.metrics}
+            for group in getattr(request, "resource_logs", ()):
+                self._keep_resource(group)
+                self.logs += [record for scope in group.scope_logs for record in scope.log_records]
             self._arrived.notify_all()
 
     def wait_for(self, condition: Callable[[], object]) -> None:

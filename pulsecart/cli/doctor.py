@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,7 +16,7 @@ from pulsecart.errors import BrokerUnavailable, DefinitionError, SettingsError
 from pulsecart.events import Catalog
 from pulsecart.serve.environment import load_settings
 from pulsecart.serve.settings import Settings
-from pulsecart.telemetry.export import collectors
+from pulsecart.telemetry.export import collectors, misconfigured
 
 if TYPE_CHECKING:
     from pulsecart.transports import EmulatorTransport, PubSubTransport
@@ -86,8 +85,12 @@ async def _checks() -> AsyncIterator[Check]:
         yield check
     async for check in _broker(settings, catalog):
         yield check
+    faults = misconfigured()
+    for signal, fault in faults.items():
+        yield Check("fail", f"export of {signal}", fault)
     for signal, address in collectors().items():
-        yield await _collector(signal, *address)
+        if signal not in faults:
+            yield await _collector(signal, *address)
 
 
 def _settings(before: dict[str, str]) -> Iterator[Check]:
@@ -215,8 +218,6 @@ async def _topic(settings: Settings, api: "Api", topic: str, principal: str, *, 
 async def _collector(signal: str, host: str, port: int) -> Check:
     """Check that a collector accepts connections."""
     name = f"export of {signal}"
-    if find_spec("opentelemetry.exporter") is None:
-        return Check("fail", name, "the exporters are not installed: pip install 'pulsecart[otlp]'")
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host, port)

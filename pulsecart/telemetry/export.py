@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pulsecart.limits import MAX_REQUEST_MESSAGES
-from pulsecart.telemetry import durations, metrics, tracing
+from pulsecart.telemetry import durations, metrics, records, tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
+
+    from pulsecart.telemetry.backlog import BoundedProcessor
 
 __all__ = [
     "FLUSH_SECONDS",
     "collectors",
     "exporting",
     "flush_in_time",
+    "misconfigured",
     "resource_of_process",
     "set_up_providers",
 ]
@@ -44,11 +47,19 @@ _OTLP = {
     ("traces", "http/protobuf"): "opentelemetry.exporter.otlp.proto.http.trace_exporter:OTLPSpanExporter",
     ("metrics", "grpc"): "opentelemetry.exporter.otlp.proto.grpc.metric_exporter:OTLPMetricExporter",
     ("metrics", "http/protobuf"): "opentelemetry.exporter.otlp.proto.http.metric_exporter:OTLPMetricExporter",
+    ("logs", "grpc"): "opentelemetry.exporter.otlp.proto.grpc._log_exporter:OTLPLogExporter",
+    ("logs", "http/protobuf"): "opentelemetry.exporter.otlp.proto.http._log_exporter:OTLPLogExporter",
 }
 _CONSOLE = {
     "traces": "opentelemetry.sdk.trace.export:ConsoleSpanExporter",
     "metrics": "opentelemetry.sdk.metrics.export:ConsoleMetricExporter",
+    "logs": "opentelemetry.sdk._logs.export:ConsoleLogRecordExporter",
 }
+
+WAITING_RECORDS = 2048
+"""How many log records may wait for their export, as the standard has it, unless OTEL_BLRP_MAX_QUEUE_SIZE is set."""
+
+_backlogs: list["BoundedProcessor"] = []
 
 
 @asynccontextmanager
@@ -64,6 +75,8 @@ async def exporting(set_up: Callable[[], object]) -> AsyncIterator[None]:
     finally:
         if flushes:
             await asyncio.gather(*map(flush_in_time, flushes))
+        for backlog in _backlogs:
+            backlog.report_lost()
 
 
 @cache
@@ -71,12 +84,12 @@ def set_up_providers() -> list[Callable[[], object]]:
     """Set this process's providers, once. Return the functions that flush them."""
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return []
-    for variable, value in list(os.environ.items()):
-        if variable.startswith("OTEL_") and not value.strip():
-            del os.environ[variable]  # by the specification this means unset, but the SDK rejects it as a bad number
-    exporters = {signal: _exporters(signal) for signal in _CONSOLE}
-    hosts = {"traces": tracing.is_on(), "metrics": metrics.are_on()}
-    set_ups = {"traces": _set_up_traces, "metrics": _set_up_metrics}
+    _unset_empty_variables()
+    exporters = _configured()
+    hosts = {"traces": tracing.is_on(), "metrics": metrics.are_on(), "logs": records.are_on()}
+    set_ups = {"traces": _set_up_traces, "metrics": _set_up_metrics, "logs": _set_up_logs}
+    if exporters["logs"] and hosts["logs"]:
+        records.start()
     wanted = [signal for signal, names in exporters.items() if names and not hosts[signal]]
     if not wanted:
         return []
@@ -102,6 +115,13 @@ def set_up_providers() -> list[Callable[[], object]]:
     return flushes
 
 
+def _unset_empty_variables() -> None:
+    """Remove variables without a value. By the specification this means unset, but the SDK rejects it as a number."""
+    for variable, value in list(os.environ.items()):
+        if variable.startswith("OTEL_") and not value.strip():
+            del os.environ[variable]
+
+
 def _warn_missing(signal: str, error: ModuleNotFoundError) -> None:
     _log.warning("No %s are exported: %s is not installed: pip install 'pulsecart[otlp]'", signal, error.name)
 
@@ -110,34 +130,70 @@ def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
-def _exporters(signal: str) -> list[str]:
-    """Return the exporters of a signal, as module:class, or "none". The list is empty if none is configured.
+def _configured() -> dict[str, list[str]]:
+    """Return the exporters of each signal, and log what is wrong with their names."""
+    found = {}
+    for signal in _CONSOLE:
+        found[signal], faults = _exporters(signal)
+        for fault in faults:
+            _log.warning("No %s are exported: %s", signal, fault)
+    return found
+
+
+def _exporters(signal: str) -> tuple[list[str], list[str]]:
+    """Return the exporters of a signal, as module:class, or "none", and what is wrong with the others' names.
+
+    Both lists are empty if none is configured.
+
+    An endpoint for all signals is for traces and metrics: logs, which are lines already, have to be asked for.
 
     https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#exporter-selection
     """
     of_signal = f"OTEL_EXPORTER_OTLP_{signal.upper()}"
-    implied = "otlp" if _variable("OTEL_EXPORTER_OTLP_ENDPOINT") or _variable(f"{of_signal}_ENDPOINT") else ""
+    for_all = "" if signal == "logs" else _variable("OTEL_EXPORTER_OTLP_ENDPOINT")
+    implied = "otlp" if for_all or _variable(f"{of_signal}_ENDPOINT") else ""
     protocol = _variable(f"{of_signal}_PROTOCOL") or _variable("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    known = {"otlp": _OTLP.get((signal, protocol.lower())), "console": _CONSOLE[signal], "none": "none"}
-    found = []
+    # Without an exporter, spans give messages their context; log records would be for nobody.
+    none = "" if signal == "logs" else "none"
+    known = {"otlp": _OTLP.get((signal, protocol.lower())), "console": _CONSOLE[signal], "none": none}
+    found, faults = [], []
     for name in (_variable(f"OTEL_{signal.upper()}_EXPORTER") or implied).lower().split(","):
         if exporter := known.get(name.strip()):
             found.append(exporter)
-        elif name.strip():
+        elif name.strip() not in ("", "none"):
             wrong = (
                 f"protocol {protocol!r}; there are grpc, http/protobuf"
                 if name.strip() in known
                 else f"exporter {name!r}"
             )
-            _log.warning("No %s are exported: there is no %s; exporters are otlp, console, none", signal, wrong)
-    return found
+            faults.append(f"there is no {wrong}; exporters are otlp, console, none")
+    return found, faults
+
+
+def misconfigured() -> dict[str, str]:
+    """Return why a signal would not be exported. It makes the exporters, but exports nothing."""
+    _unset_empty_variables()
+    faults = {}
+    for signal in [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _CONSOLE:
+        exporters, wrong = _exporters(signal)
+        for name in exporters:
+            try:
+                if name != "none":
+                    _load(name)().shutdown()
+            except ModuleNotFoundError as error:
+                wrong.append(f"{error.name} is not installed: pip install 'pulsecart[otlp]'")
+            except Exception as error:  # noqa: BLE001 (exporters raise many types for a bad variable)
+                wrong.append(f"{type(error).__name__}: {error}")
+        if wrong:
+            faults[signal] = "; ".join(wrong)
+    return faults
 
 
 def collectors() -> dict[str, tuple[str, int]]:
     """Return the address of the collector of each signal that is exported to one, by the standard variables."""
     found = {}
     for signal in _CONSOLE:
-        exporters = [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _exporters(signal)
+        exporters = [] if _variable("OTEL_SDK_DISABLED").lower() == "true" else _exporters(signal)[0]
         if otlp := next((name for name in exporters if "otlp" in name), None):
             own = _variable(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
             port = 4318 if ".http." in otlp else 4317
@@ -233,6 +289,25 @@ def _set_up_metrics(exporters: list[str], resource: "Resource", failures: "_Fail
     return provider.force_flush
 
 
+def _set_up_logs(exporters: list[str], resource: "Resource", failures: "_Failures") -> Callable[[], object]:
+    from opentelemetry._logs import set_logger_provider
+    from opentelemetry.sdk._logs import LoggerProvider
+
+    from pulsecart.telemetry.backlog import BoundedProcessor
+
+    most = int(_variable("OTEL_BLRP_MAX_QUEUE_SIZE") or WAITING_RECORDS)
+    provider = LoggerProvider(resource, shutdown_on_exit=False)
+    for name in exporters:
+        exporter = _load(name)()
+        backlog = BoundedProcessor(exporter, most)
+        failures.reporting(exporter, "logs", backlog.take_lost)
+        _backlogs.append(backlog)
+        provider.add_log_record_processor(backlog)
+    set_logger_provider(provider)
+    records.start()
+    return provider.force_flush
+
+
 def _durations_in_tables() -> bool:
     """Return whether durations are wanted in the form that our tables have: explicit buckets, traces as exemplars."""
     aggregation = _variable("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION").lower()
@@ -287,8 +362,8 @@ class _Failures(logging.Handler):
         elif str(record.msg).startswith(("Queue full", "Queue is full")):
             _warn_once("Spans are dropped: they come faster than their collector takes them")
 
-    def reporting(self, exporter: Any, signal: str) -> Any:
-        """Return the exporter, whose failures are logged from now on."""
+    def reporting(self, exporter: Any, signal: str, take_lost: Callable[[], int] = int) -> Any:
+        """Return the exporter, whose failures are logged from now on, and what was lost, if it is counted."""
         export, failing = exporter.export, False
 
         def export_and_report(*arguments: Any, **options: Any) -> Any:
@@ -313,7 +388,8 @@ class _Failures(logging.Handler):
                 why = "; ".join(dict.fromkeys([*said[:1], *said[-1:]]))
                 _log.warning("The %s do not reach their collector; publishing goes on: %s", signal, why)
             elif failing and not failed:
-                _log.warning("The %s reach their collector again", signal)
+                lost = take_lost()
+                _log.warning("The %s reach their collector again%s", signal, f"; {lost:,} were lost" if lost else "")
             failing = failed
 
         exporter.export = export_and_report

@@ -23,6 +23,7 @@ from structlog.typing import Processor
 
 from pulsecart.ids import trace_id_of
 from pulsecart.message import Receipt
+from pulsecart.telemetry.records import exported
 from pulsecart.telemetry.stderr import Writer
 
 __all__ = [
@@ -154,8 +155,9 @@ def _on_a_terminal() -> bool:
 def _written(project: str, *, colored: bool) -> list[Processor]:
     """Return the last steps, which make a line of the fields."""
     if colored:
-        return [structlog.processors.TimeStamper("%H:%M:%S", utc=False), _for_people, structlog.dev.ConsoleRenderer()]
-    return [structlog.processors.format_exc_info, _CloudLogging(project), _json]
+        clock = structlog.processors.TimeStamper("%H:%M:%S", utc=False)
+        return [exported, clock, _for_people, structlog.dev.ConsoleRenderer()]
+    return [exported, structlog.processors.format_exc_info, _CloudLogging(project), _json]
 
 
 def _notice(dropped: int) -> str:

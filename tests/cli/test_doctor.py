@@ -1,6 +1,7 @@
 """`pulsecart doctor`, on the strict server as Google Cloud."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -292,7 +293,9 @@ def test_collectors(monkeypatch):
         status, lines = examined()
     assert status == 1
     assert line(lines, "export of metrics").startswith("fail  export of metrics: 127.0.0.1:1 cannot be reached")
-    assert not any("export of traces" in found for found in lines)
+    assert not any("export of traces" in found or "export of logs" in found for found in lines)
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    assert line(examined()[1], "export of logs").startswith("fail  export of logs: ")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert examined()[0] == 0
 
@@ -315,5 +318,30 @@ def test_address_of_a_collector(monkeypatch, endpoint, protocol, address):
 def test_exporters_that_are_not_installed(monkeypatch):
     """Without the extra, the line names it."""
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
-    monkeypatch.setattr("pulsecart.cli.doctor.find_spec", {}.get)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
     assert "pip install 'pulsecart[otlp]'" in line(examined()[1], "export of traces")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "signal", "says"),
+    [
+        ("OTEL_TRACES_EXPORTER", "otpl", "traces", "there is no exporter 'otpl'; exporters are otlp, console, none"),
+        (
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+            "grcp",
+            "metrics",
+            "there is no protocol 'grcp'; there are grpc, http/protobuf",
+        ),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "logs", "ValueError: could not convert string to float: '10s'"),
+    ],
+)
+def test_export_that_is_misconfigured(monkeypatch, variable, value, signal, says):
+    """A line names the signal that would not be exported, and why; the exit status is 1."""
+    for each in ("TRACES", "METRICS", "LOGS"):
+        monkeypatch.setenv(f"OTEL_{each}_EXPORTER", "none")
+    monkeypatch.setenv(f"OTEL_{signal.upper()}_EXPORTER", "otlp")
+    monkeypatch.setenv(variable, value)
+    status, lines = examined()
+    assert status == 1
+    assert line(lines, "export of").startswith(f"fail  export of {signal}: {says}")
+    assert sum("export of" in found for found in lines) == 1

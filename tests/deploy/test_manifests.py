@@ -193,6 +193,17 @@ def test_terraform_grants_the_service_only_to_publish():
         subprocess.run([terraform, "fmt", "-check", DEPLOY / "terraform"], check=True, capture_output=True)
 
 
+def test_compose_file_is_valid(tmp_path):
+    """It follows the schema of the Compose specification, which finds a misspelt key."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*command, DEPLOY / "compose.yaml"], check=True)
+    broken = tmp_path / "compose.yaml"
+    broken.write_text((DEPLOY / "compose.yaml").read_text().replace("cap_drop:", "cap_dropp:"))
+    found = subprocess.run([*command, broken], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "'cap_dropp' was unexpected" in found.stdout
+
+
 def test_compose_files_and_ports_exist():
     """What is mounted or built exists, what is depended on is a service, and ports are on loopback only."""
     for service in COMPOSE.values():
