@@ -57,6 +57,8 @@ BROWSER_PACKAGES = ("chromium", "chromium-driver")
 
 SITE = "docs/_build/html"
 
+HAPROXY = Path("/usr/sbin/haproxy")
+
 GO_PATH = Path("/usr/share/gocode")
 PAGES = """
 import asyncio
@@ -190,7 +192,7 @@ def monitoring(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def scale(session: nox.Session) -> None:
     """Instances behind haproxy are killed, drained and added under load: nothing is lost. Needs Debian's haproxy."""
-    if not any(Path("/usr").glob("sbin/haproxy")):
+    if not HAPROXY.exists():
         unavailable(session, "no haproxy: install Debian's package haproxy")
     install(session, "-e", ".[all]", *group("test"))
     session.run("pytest", "-m", "scale", *session.posargs)

@@ -86,9 +86,13 @@ def set_up_providers() -> list[Callable[[], object]]:
         return []
     _unset_empty_variables()
     exporters = _configured()
-    hosts = {"traces": tracing.is_on(), "metrics": metrics.are_on(), "logs": records.are_on()}
+    hosts = {
+        "traces": tracing.is_on(),
+        "metrics": metrics.are_on(),
+        "logs": bool(exporters["logs"]) and records.are_on(),
+    }
     set_ups = {"traces": _set_up_traces, "metrics": _set_up_metrics, "logs": _set_up_logs}
-    if exporters["logs"] and hosts["logs"]:
+    if hosts["logs"]:
         records.start()
     wanted = [signal for signal, names in exporters.items() if names and not hosts[signal]]
     if not wanted:

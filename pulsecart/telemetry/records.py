@@ -1,44 +1,44 @@
 """Log lines as OpenTelemetry's log records, for the exporters of `OTEL_LOGS_EXPORTER`.
 
 A record has the fields of its line as attributes, and its event's trace. OpenTelemetry's own names for logs in Python
-begin with an underscore, since they may still change; they are documented.
+begin with an underscore, since they may still change. They are documented, and imported only if records are asked for.
 """
 
 import time
 from collections.abc import MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from opentelemetry import trace
-from opentelemetry._logs import Logger, LogRecord, SeverityNumber, get_logger_provider
 from opentelemetry.context import Context
 
 from pulsecart.ids import trace_id_of
 
+if TYPE_CHECKING:
+    from opentelemetry._logs import Logger, LogRecord
+
 __all__ = ["are_on", "exported", "start"]
 
-_SEVERITIES = {
-    "debug": SeverityNumber.DEBUG,
-    "info": SeverityNumber.INFO,
-    "warning": SeverityNumber.WARN,
-    "error": SeverityNumber.ERROR,
-    "critical": SeverityNumber.FATAL,
-}
+_SEVERITIES = {"debug": "DEBUG", "info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "FATAL"}
 
 _NAMES = {"exception": "exception.stacktrace"}
 """Fields that OpenTelemetry's semantic conventions name."""
 
-_logger: Logger | None = None
+_logger: "Logger | None" = None
 
 
 def are_on() -> bool:
     """Return whether a LoggerProvider has been set."""
+    from opentelemetry._logs import get_logger_provider
+
     # The API's stand-in has no public name.
     return not type(get_logger_provider()).__module__.startswith("opentelemetry._logs")
 
 
 def start() -> None:
     """From now on, emit a record for each line to the LoggerProvider."""
+    from opentelemetry._logs import get_logger_provider
+
     global _logger  # noqa: PLW0603 (there is one log in a process, as there is one provider)
     _logger = get_logger_provider().get_logger("pulsecart")
 
@@ -50,14 +50,16 @@ def exported(_writer: Any, _method: str, fields: MutableMapping[str, Any]) -> Mu
     return fields
 
 
-def _record(fields: MutableMapping[str, Any]) -> LogRecord:
+def _record(fields: MutableMapping[str, Any]) -> "LogRecord":
+    from opentelemetry._logs import LogRecord, SeverityNumber
+
     level, body = fields.pop("level"), fields.pop("event")
     context = _context(fields.pop("traceparent", ""), fields.get("event_id", ""))
     return LogRecord(
         timestamp=time.time_ns(),
         context=context,
         severity_text=level.upper(),
-        severity_number=_SEVERITIES.get(level, SeverityNumber.UNSPECIFIED),
+        severity_number=SeverityNumber[_SEVERITIES.get(level, "UNSPECIFIED")],
         body=body,
         attributes={
             _NAMES.get(name, name): value if isinstance(value, str | int | float) else repr(value)
