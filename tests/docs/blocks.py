@@ -10,12 +10,14 @@ on the line before a block says what else to do:
     <!-- output -->                    it is what the block before prints; `...` stands for any text
 
 The working directory and exported variables last until the end of the page, as in a terminal. Ports are replaced by
-free ones, so pages can run at the same time. In output, event ids, trace ids, keys and times may differ.
+free ones, so pages can run at the same time, and the project shop-staging by another, since an emulator keeps topics. In
+output, event ids, trace ids, keys and times may differ.
 """
 
 import json
 import os
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -49,7 +51,10 @@ NEEDS_VALUE = {"file", "not run", "exit"}
 
 SERVICE_PORT = 8000
 EMULATOR_PORT = 8085
+PROJECT = "shop-staging"
 PORT = re.compile(r"((?:localhost|127\.0\.0\.1|0\.0\.0\.0):|--port[ =]|PORT=|\bport=)(\d{4,5})\b")
+
+HIDDEN = {"PUBSUB_EMULATOR_HOST", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER"}
 
 VARYING = [
     (re.compile(r"pck_[\w-]{43}"), "pck_..."),
@@ -121,7 +126,7 @@ def _blocks(lines: list[str], page: str) -> Iterator[Block]:
 
 
 def uses_emulator(blocks: list[Block]) -> bool:
-    return any(f":{EMULATOR_PORT}" in block.text for block in blocks if _runs(block))
+    return any(f":{EMULATOR_PORT}" in block.text for block in blocks if block.comment == "file" or _runs(block))
 
 
 def _runs(block: Block) -> bool:
@@ -154,6 +159,8 @@ class Page:
     """The working directory."""
     ports: dict[int, int] = Factory(dict)
     """The port that replaces one of the page."""
+    project: str = Factory(lambda: f"shop-{secrets.token_hex(4)}")
+    """What replaces `PROJECT`."""
     backgrounds: list[_Background] = Factory(list)
     printed: Callable[[], str] | None = None
     """Returns what the block before has printed."""
@@ -177,7 +184,7 @@ class Page:
         elif block.comment == "file":
             path = self.folder / block.value
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self._with_free_ports(block.text))
+            path.write_text(self._adapted(block.text))
         elif block.comment == "background":
             self._start(block)
         elif _runs(block):
@@ -206,7 +213,7 @@ class Page:
         self.printed = lambda: output
 
     def _start(self, block: Block) -> None:
-        text = self._with_free_ports(block.text)
+        text = self._adapted(block.text)
         if "pulsecart serve" in text:
             chosen = re.search(r"(?:--port[ =]|\bPORT=)(\d+)", text)
             port = int(chosen[1]) if chosen else self._free(SERVICE_PORT)
@@ -241,13 +248,13 @@ class Page:
         if self.printed is None:
             raise block.fail("no block before this output has run")
         end = time.monotonic() + OUTPUT_SECONDS * any(each.log.read_text == self.printed for each in self.backgrounds)
-        while not _matches(block, output := self._with_own_ports(self.printed())):
+        while not _matches(block, output := self._original(self.printed())):
             if time.monotonic() >= end:
                 raise block.fail("the output is different", output)
             time.sleep(0.05)
 
     def _command(self, block: Block) -> list[str]:
-        text = self._with_free_ports(block.text)
+        text = self._adapted(block.text)
         if block.language == "python":
             return [sys.executable, "-W", "error", "-c", text]
         before = BACKGROUND_SHELL
@@ -264,7 +271,7 @@ class Page:
 
     def _environment(self) -> dict[str, str]:
         (self.state / ".curlrc").write_text("silent\nshow-error\n")
-        return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")} | {
+        return {name: value for name, value in os.environ.items() if name not in HIDDEN} | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PORT": str(self._free(SERVICE_PORT)),
             "CURL_HOME": str(self.state),
@@ -280,12 +287,13 @@ class Page:
                 self.ports[port] = free.getsockname()[1]
         return self.ports[port]
 
-    def _with_free_ports(self, text: str) -> str:
-        return PORT.sub(lambda found: f"{found[1]}{self._free(int(found[2]))}", text)
+    def _adapted(self, text: str) -> str:
+        return PORT.sub(lambda found: f"{found[1]}{self._free(int(found[2]))}", text).replace(PROJECT, self.project)
 
-    def _with_own_ports(self, output: str) -> str:
+    def _original(self, output: str) -> str:
         own = {free: port for port, free in self.ports.items()}
-        return PORT.sub(lambda found: f"{found[1]}{own.get(int(found[2]), found[2])}", output)
+        restored = PORT.sub(lambda found: f"{found[1]}{own.get(int(found[2]), found[2])}", output)
+        return restored.replace(self.project, PROJECT)
 
 
 def _listens(port: int) -> bool:
