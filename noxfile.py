@@ -149,8 +149,8 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
-    """The whole path, through a real broker, to Google's own subscriber."""
-    install(session, "-e", ".[all]", *group("test"))
+    """The whole path, through a real broker, to Google's own subscriber. Pages of the documentation that need it, too."""
+    install(session, "-e", ".[all]", *group("test"), *group("examples"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
         session.run("python", "examples/consumer.py", env={"PUBSUB_EMULATOR_HOST": host})
@@ -182,7 +182,7 @@ def deploy(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
-    """Every example, run as its first lines say."""
+    """Every example, run as its first lines say, and the code blocks of the documentation."""
     install(session, ".[all]", *group("test"), *group("examples"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
@@ -190,6 +190,7 @@ def examples(session: nox.Session) -> None:
     session.run("python", "examples/fastapi_shop.py")
     session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
+    session.run("pytest", "--numprocesses=3", "-m", "not emulator", "tests/docs")
     session.chdir("examples/own_events")
     session.run("python", "run.py")
 

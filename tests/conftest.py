@@ -14,9 +14,10 @@ import pytest
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
 
-# These have requirements of their own, which nox -s api and nox -s browser install.
+# These have requirements of their own, which nox -s api, nox -s browser and nox -s examples install.
 collect_ignore = [] if find_spec("schemathesis") else ["api"]
 collect_ignore += [] if find_spec("selenium") else ["browser"]
+collect_ignore += [] if find_spec("flask") else ["docs"]
 
 
 # A shell ignores these in its background jobs, and the processes that tests start and interrupt would inherit that.
