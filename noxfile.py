@@ -6,6 +6,7 @@ skipped if its Python, its emulator or another program that it needs is missing;
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,7 +29,20 @@ NEWEST = PYTHONS[-1]
 OLDEST = PYTHONS[0]
 
 LOCK = "requirements/lock.txt"
-LOCKED_GROUPS = ("test", "api", "browser", "deploy", "examples", "lint", "types", "imports", "package", "bench", "nats")
+LOCKED_GROUPS = (
+    "test",
+    "api",
+    "browser",
+    "deploy",
+    "examples",
+    "lint",
+    "types",
+    "imports",
+    "package",
+    "release",
+    "bench",
+    "nats",
+)
 
 PARALLEL = ("--numprocesses=3", "--dist=loadfile")
 """Options of pytest: the tests mostly wait, so more of them run at once than there are cores."""
@@ -149,7 +163,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
-    """The whole path, through a real broker, to Google's own subscriber. Pages of the documentation that need it, too."""
+    """The whole path, through a real broker, to Google's own subscriber; and the pages of the documentation that need it."""
     install(session, "-e", ".[all]", *group("test"), *group("examples"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
@@ -224,6 +238,28 @@ def package(session: nox.Session) -> None:
             session.run(str(empty / "bin/python"), str(example), external=True)
             session.run(str(empty / "bin/pulsecart"), "--version", external=True)
             session.run(str(empty / "bin/python"), "-c", PAGES, external=True)
+
+
+@nox.session(python=NEWEST, default=False)
+def release(session: nox.Session) -> None:
+    """A dry run of a release. With `-- v1.2.3`, its tag, the changelog must have a date. Nothing is published."""
+    version = PROJECT["project"]["version"]
+    found = re.search(rf"^## \[{re.escape(version)}\] - (\S+)\n+###", Path("CHANGELOG.md").read_text(), re.MULTILINE)
+    if found is None:
+        session.error(f"CHANGELOG.md has no section '## [{version}] - DATE' with entries")
+    if session.posargs not in ([], [f"v{version}"]):
+        session.error(f"the tag {' '.join(session.posargs)} is not v{version}, the version in pyproject.toml")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", found[1]):
+        what = f"the section of {version} in CHANGELOG.md has no date, but '{found[1]}'"
+        session.error(what) if session.posargs else session.warn(what)
+    install(session, *group("release"))
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--installer", "uv", "--outdir", folder, silent=True)
+        archives = sorted(str(path) for path in Path(folder).iterdir())
+        expected = [f"pulsecart-{version}-py3-none-any.whl", f"pulsecart-{version}.tar.gz"]
+        if [Path(archive).name for archive in archives] != expected:
+            session.error(f"the archives are {', '.join(archives)}")
+        session.run("twine", "check", "--strict", *archives)
 
 
 @nox.session(python=OLDEST, default=False)

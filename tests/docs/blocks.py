@@ -10,8 +10,8 @@ on the line before a block says what else to do:
     <!-- output -->                    it is what the block before prints; `...` stands for any text
 
 The working directory and exported variables last until the end of the page, as in a terminal. Ports are replaced by
-free ones, so pages can run at the same time, and the project shop-staging by another, since an emulator keeps topics. In
-output, event ids, trace ids, keys and times may differ.
+free ones, so pages can run at the same time, and the project shop-staging by another, since an emulator keeps topics.
+In output, event ids, trace ids, keys and times may differ.
 """
 
 import json
