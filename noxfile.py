@@ -163,7 +163,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
-    """The whole path, through a real broker, to Google's own subscriber; and the pages of the documentation that need it."""
+    """The whole path, through a real broker, to Google's own subscriber. Pages that need an emulator, too."""
     install(session, "-e", ".[all]", *group("test"), *group("examples"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
