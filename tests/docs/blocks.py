@@ -28,7 +28,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from attrs import Factory, define, frozen
@@ -192,22 +192,15 @@ class Page:
 
     def _execute(self, block: Block) -> None:
         expected = int(block.value) if block.comment == "exit" else 0
+        process = self._open(block, subprocess.PIPE)
         try:
-            ended = subprocess.run(
-                self._command(block),
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=BLOCK_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise block.fail(f"did not end in {BLOCK_SECONDS} s", (error.output or b"").decode()) from None
-        output = ended.stdout.decode(errors="replace")
-        if ended.returncode != expected:
-            raise block.fail(f"ended with status {ended.returncode}, not {expected}", output)
+            output = process.communicate(timeout=BLOCK_SECONDS)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output = process.communicate()[0].decode(errors="replace")
+            raise block.fail(f"did not end in {BLOCK_SECONDS} s", output) from None
+        if process.returncode != expected:
+            raise block.fail(f"ended with status {process.returncode}, not {expected}", output)
         if (kept := self.state / "folder").exists():
             self.folder = Path(kept.read_text().strip())
         self.printed = lambda: output
@@ -225,15 +218,7 @@ class Page:
             self.backgrounds.remove(other)
         log = self.state / f"line-{block.line}.log"
         with log.open("wb") as opened:
-            process = subprocess.Popen(
-                self._command(block),
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=opened,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # what it starts ends with it
-            )
+            process = self._open(block, opened)
         self.backgrounds.append(_Background(port, process, log))
         self.printed = log.read_text
         end = time.monotonic() + START_SECONDS
@@ -243,6 +228,18 @@ class Page:
             if time.monotonic() > end:
                 raise block.fail(f"did not start in {START_SECONDS} s", log.read_text())
             time.sleep(0.05)
+
+    def _open(self, block: Block, stdout: int | BinaryIO) -> subprocess.Popen[bytes]:
+        """Start a block in a process group of its own, so that what it starts can be ended with it."""
+        return subprocess.Popen(
+            self._command(block),
+            cwd=self.folder,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def _compare(self, block: Block) -> None:
         if self.printed is None:
@@ -256,7 +253,7 @@ class Page:
     def _command(self, block: Block) -> list[str]:
         text = self._adapted(block.text)
         if block.language == "python":
-            return [sys.executable, "-W", "error", "-c", text]
+            text = f"exec {shlex.join([sys.executable, '-W', 'error', '-c', text])}"
         before = BACKGROUND_SHELL
         if block.comment != "background":
             kept = {"state": self._exported, "folder": self.state / "folder"}

@@ -134,13 +134,13 @@ pulsecart --nonsense
 ```
 
 ```python
-import pathlib
-print(pathlib.Path.cwd().name, sorted(each.name for each in pathlib.Path.cwd().iterdir()))
+import os, pathlib
+print(os.environ["FILE"], pathlib.Path.cwd().name, sorted(each.name for each in pathlib.Path.cwd().iterdir()))
 ```
 
 <!-- output -->
 ```text
-shop ['orders.ndjson']
+orders.ndjson shop ['orders.ndjson']
 ```
 """
 
