@@ -34,6 +34,7 @@ LOCKED_GROUPS = (
     "api",
     "browser",
     "deploy",
+    "docs",
     "examples",
     "lint",
     "types",
@@ -52,6 +53,8 @@ EMULATOR_START_SECONDS = 60
 
 BROWSER = ("chromium", "chromedriver")
 BROWSER_PACKAGES = ("chromium", "chromium-driver")
+
+SITE = "docs/_build/html"
 
 GO_PATH = Path("/usr/share/gocode")
 PAGES = """
@@ -97,9 +100,8 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def typecheck(session: nox.Session) -> None:
     """Types, strictly, of the package and of the public names as users see them."""
-    install(
-        session, "-e", ".[all]", *group("test"), *group("types"), *group("bench"), *group("examples"), *group("nats")
-    )
+    groups = ("test", "types", "bench", "docs", "examples", "nats")
+    install(session, "-e", ".[all]", *(requirement for name in groups for requirement in group(name)))
     session.run("mypy")
 
 
@@ -152,13 +154,19 @@ def api(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def browser(session: nox.Session) -> None:
     """The pages in Chromium. In CI, as root, its Debian packages are installed if they are missing."""
-    if not all(map(shutil.which, BROWSER)) and "CI" in os.environ and os.geteuid() == 0 and shutil.which("apt-get"):
-        session.run("apt-get", "update", external=True, silent=True)
-        session.run("apt-get", "install", "--yes", "--no-install-recommends", *BROWSER_PACKAGES, external=True)
-    if not all(map(shutil.which, BROWSER)):
-        unavailable(session, f"no Chromium: install Debian's packages {' and '.join(BROWSER_PACKAGES)}")
+    need_browser(session)
     install(session, "-e", ".", *group("test"), *group("browser"))
     session.run("pytest", "tests/browser", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def docs(session: nox.Session) -> None:
+    """The documentation, strictly, into docs/_build/html; its links, and its pages in Chromium, which it needs, too."""
+    install(session, "-e", ".[all]", *group("test"), *group("docs"), *group("browser"))
+    options = ["--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet"]
+    session.run("sphinx-build", *options, "docs", SITE)
+    need_browser(session)
+    session.run("pytest", "tests/site", *session.posargs, env={"SITE": str(Path(SITE).resolve())})
 
 
 @nox.session(python=NEWEST)
@@ -293,6 +301,15 @@ def bench(session: nox.Session) -> None:
         session.run("go", "build", "-o", "peer", "main.go", external=True, env=offline)
     with emulator_host(session) as host:
         session.run("python", "-m", "benchmarks.run", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
+
+
+def need_browser(session: nox.Session) -> None:
+    """Install Chromium in CI, as root, if it is missing; elsewhere end the session."""
+    if not all(map(shutil.which, BROWSER)) and "CI" in os.environ and os.geteuid() == 0 and shutil.which("apt-get"):
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run("apt-get", "install", "--yes", "--no-install-recommends", *BROWSER_PACKAGES, external=True)
+    if not all(map(shutil.which, BROWSER)):
+        unavailable(session, f"no Chromium: install Debian's packages {' and '.join(BROWSER_PACKAGES)}")
 
 
 def unavailable(session: nox.Session, what: str) -> NoReturn:

@@ -227,7 +227,9 @@ def within(seconds: float, work: Coroutine[Any, Any, T]) -> Generator[Any, None,
         return result
     except asyncio.CancelledError as error:
         raise RuntimeError("the transport has cancelled itself") from error
-    return (yield from _continued(work, waiting, _Alarm(seconds + GRACE)))
+    continued = _continued(work, waiting, _Alarm(seconds + GRACE))
+    del waiting  # its error would keep this frame, and the message, until the next garbage collection
+    return (yield from continued)
 
 
 def _continued(work: Coroutine[Any, Any, T], waiting: Any, alarm: "_Alarm") -> Generator[Any, None, T]:
@@ -243,6 +245,7 @@ def _continued(work: Coroutine[Any, Any, T], waiting: Any, alarm: "_Alarm") -> G
                     with suppress(Exception, asyncio.CancelledError):
                         work.close()
                     raise
+                waiting = None  # as above
                 waiting = work.throw(error)
             else:
                 waiting = work.send(None)
@@ -266,6 +269,8 @@ def _shielded(waiting: "asyncio.Future[Any]") -> Generator[Any, None, None]:
     except asyncio.CancelledError:
         waiting.cancel()
         raise
+    finally:
+        del waiting  # as above
 
 
 class _Alarm:

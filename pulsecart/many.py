@@ -157,7 +157,7 @@ class _Batch:
             if error.retryable and message.ordering_key:
                 self._failed.add((message.topic, message.ordering_key))
             if error.retryable and not isinstance(error, Aborted):
-                self.refused = error
+                self.refused = failure_of(error, message)
             return failure_of(error, message)
         except BaseException as error:
             publishing.failed(error)
@@ -220,7 +220,8 @@ class _Batch:
                 return error
             if error.retryable:
                 self._failed.add(sent.lane)
-            return failure_of(error, sent.message)
+            # Its traceback would keep this frame, and the message, until the next garbage collection.
+            return failure_of(error.with_traceback(None), sent.message)
         finally:
             if self._last.get(sent.lane) is sent.confirmed:
                 del self._last[sent.lane]

@@ -38,6 +38,7 @@ REST_LIMIT = SizeLimit("REST", 7_340_032)
 """A request may have 10,485,760 bytes, in which data is base64: with this much data there is room for attributes."""
 
 GRPC_LIMIT = SizeLimit("gRPC", MAX_MESSAGE_BYTES)
+"""A request may have 10,000,000 bytes, without base64."""
 
 # Upper bounds for what a request with one message contains in addition to the message's data and texts: the topic's
 # path and the framing of the request, and the framing of each attribute.

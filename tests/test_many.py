@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from collections import defaultdict
 
 import pytest
@@ -511,3 +512,39 @@ def test_any_failures_keep_the_order(events, limit, admits):
         assert all(isinstance(outcome, Receipt) for outcome in await outcomes(healthy, again))
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("admits", [False, True], ids=["publish", "admit"])
+async def test_failed_events_are_freed_at_once(admits):
+    """The error of an event keeps no reference cycle: its message is freed before the next garbage collection."""
+
+    class Failing(Plain):
+        def later(self) -> "asyncio.Future[str]":
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(future.set_exception, BrokerUnavailable("test"))
+            return future
+
+        async def publish(self, message: Message) -> str:
+            return await self.later()
+
+        def admit(self, message: Message) -> "asyncio.Future[str] | None":
+            return self.later() if admits else None
+
+        async def room(self, message: Message) -> None: ...
+
+    def kept() -> int:
+        return sum(isinstance(each, Message) and b"freed at once" in each.data for each in gc.get_objects())
+
+    producer = Producer(Failing())
+    events = [OrderPlaced(user_id="u", order_id=str(number), payload={"x": "freed at once"}) for number in range(10)]
+    gc.collect()
+    gc.disable()
+    try:
+        for each in events:
+            with pytest.raises(BrokerUnavailable):
+                await producer.publish(each)
+        assert kept() <= 1
+        assert not [isinstance(outcome, Receipt) async for outcome in producer.publish_many(events)].count(True)
+        assert kept() <= 1
+    finally:
+        gc.enable()

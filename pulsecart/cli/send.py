@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import secrets
+import select
 import signal
 import sys
 import time
@@ -25,6 +26,12 @@ __all__ = ["command"]
 
 MAX_LINE_BYTES = 33_554_432
 """Longer lines are not held in memory. The service accepts none of them."""
+
+READ_BYTES = 65_536
+"""How much of standard input is read at a time."""
+
+IDLE_SECONDS = 0.05
+"""How long standard input is silent before the events that it brought are sent: a fast pipe gets full requests."""
 
 MAX_HELD = 1000
 """How many users may have events that failed and could succeed later. A checkpoint lists these users."""
@@ -69,7 +76,8 @@ def command(  # noqa: PLR0913 (an argument for each option)
 ) -> None:
     """Send the events in FILE, one JSON object a line (NDJSON), in order for each user.
 
-    The file may end in .gz or .zst; - is standard input, without compression. A malformed line fails alone, and blank
+    The file may end in .gz or .zst; - is standard input, without compression, whose events are sent as they come. A
+    malformed line fails alone, and blank
     lines are skipped. If an event fails that could succeed later, later ones of its user are not sent, and fail too.
 
     \b
@@ -191,7 +199,7 @@ class _Source:
         if name == "-":
             if sys.stdin is None:
                 raise click.UsageError("standard input is closed")
-            yield cls("standard input", sys.stdin.buffer, sys.stdin.buffer)
+            yield cls("standard input", sys.stdin.buffer, _Input(sys.stdin.fileno()))
             return
         try:
             raw = Path(name).open("rb")  # noqa: SIM115 (closed below)
@@ -199,6 +207,11 @@ class _Source:
             raise click.UsageError(f"{name}: {error.strerror}") from None
         with raw, _decompressed(name, raw) as text:
             yield cls(name, raw, text)
+
+    @property
+    def idle(self) -> bool:
+        """Whether standard input is silent, and has no further line yet."""
+        return isinstance(self._text, _Input) and self._text.idle
 
     @property
     def position(self) -> int:
@@ -217,6 +230,37 @@ class _Source:
         self.digest.update(line)
         self.lines += bool(line)
         return line
+
+
+class _Input:
+    """Reads lines of standard input, and knows whether it would wait for one: a buffered reader does not tell."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._read = b""
+        self._start = 0
+
+    @property
+    def idle(self) -> bool:
+        return self._read.find(b"\n", self._start) < 0 and not select.select([self._file], [], [], IDLE_SECONDS)[0]
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line with its end, but at most `limit` bytes; empty at the end."""
+        parts: list[bytes] = []
+        while True:
+            end = self._read.find(b"\n", self._start, self._start + limit) + 1 or min(
+                len(self._read), self._start + limit
+            )
+            part = self._read[self._start : end]
+            self._start = end
+            limit -= len(part)
+            parts.append(part)
+            if not limit or part.endswith(b"\n"):
+                break
+            self._read, self._start = os.read(self._file, READ_BYTES), 0
+            if not self._read:
+                break
+        return b"".join(parts)
 
 
 def _decompressed(name: str, raw: BinaryIO) -> Any:
@@ -409,7 +453,7 @@ class _Run:
         if progress.failed:
             self.exit_code = FAILED
 
-    def _events(self) -> Iterator[bytes]:
+    def _events(self) -> Iterator[bytes | None]:
         while True:
             try:
                 with self.interrupts.awaiting():
@@ -422,6 +466,10 @@ class _Run:
             if text := line.strip(b" \t\r\n"):
                 self.waiting.append((text, self.source.lines, self.source.digest.hexdigest()))
                 yield text
+            with self.interrupts.awaiting():
+                idle = self.source.idle
+            if idle:
+                yield None  # sends what is there
 
     def _settle(self, outcomes: Sequence["Outcome"]) -> None:
         """Count what is published, and write what failed, up to the first failure of a whole request."""

@@ -122,7 +122,7 @@ class Client(_Service[httpx.Client]):
 
     def send_batches(
         self,
-        events: Iterable[AnyEvent],
+        events: Iterable[AnyEvent | None],
         *,
         held: Iterable[str] = (),
         event_id_of: Callable[[int], str] | None = None,
@@ -131,10 +131,11 @@ class Client(_Service[httpx.Client]):
 
         Keeps nothing of earlier batches, except the ids of users whose events must wait: those that failures name
         (`Failure.holds`), and those in `held`. `event_id_of` makes the id of the event at an index that has none.
+        Where `events` has None, the events before it are sent although the batch is not full.
         """
         sending = self._sending(held, event_id_of)
         for event in events:
-            if outcomes := self._run(sending.add(event)):
+            if outcomes := self._run(sending.flush() if event is None else sending.add(event)):
                 yield outcomes
         if outcomes := self._run(sending.flush()):
             yield outcomes
@@ -200,7 +201,7 @@ class AsyncClient(_Service[httpx.AsyncClient]):
 
     async def send_batches(
         self,
-        events: Iterable[AnyEvent] | AsyncIterable[AnyEvent],
+        events: Iterable[AnyEvent | None] | AsyncIterable[AnyEvent | None],
         *,
         held: Iterable[str] = (),
         event_id_of: Callable[[int], str] | None = None,
@@ -208,7 +209,7 @@ class AsyncClient(_Service[httpx.AsyncClient]):
         """See `Client.send_batches`."""
         sending = self._sending(held, event_id_of)
         async for event in _each(events):
-            if outcomes := await self._run(sending.add(event)):
+            if outcomes := await self._run(sending.flush() if event is None else sending.add(event)):
                 yield outcomes
         if outcomes := await self._run(sending.flush()):
             yield outcomes
@@ -237,7 +238,7 @@ class AsyncClient(_Service[httpx.AsyncClient]):
         return _read(response)
 
 
-async def _each(events: Iterable[AnyEvent] | AsyncIterable[AnyEvent]) -> AsyncIterator[AnyEvent]:
+async def _each(events: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     if isinstance(events, AsyncIterable):
         async for event in events:
             yield event

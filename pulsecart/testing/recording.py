@@ -87,6 +87,7 @@ class RecordingTransport(MemoryTransport):
 
         If there is none, the `AssertionError` shows what the most similar one has instead.
         """
+        __tracebackhide__ = True
         if found := self.published(cls, **fields):
             return found[0]
         raise AssertionError(self._miss(cls, fields, "was published", self.messages))
@@ -96,6 +97,7 @@ class RecordingTransport(MemoryTransport):
 
         All of these failures are expected then; see `assert_nothing_unexpected`.
         """
+        __tracebackhide__ = True
         found: list[EventT] = []
         for each in self._failed:
             if matching := _matching(_events(cls, fields, [each.message]), fields):
@@ -110,6 +112,7 @@ class RecordingTransport(MemoryTransport):
 
         Raises `AssertionError` after `timeout` seconds, as `assert_published` does.
         """
+        __tracebackhide__ = True
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
         def listen(_message: Message) -> None:
@@ -125,6 +128,7 @@ class RecordingTransport(MemoryTransport):
 
     def blocking_wait_for(self, cls: type[EventT], /, *, timeout: float = 5.0, **fields: Any) -> EventT:
         """Do the same as `wait_for` in a thread without an event loop, while other threads publish."""
+        __tracebackhide__ = True
         if _in_event_loop():
             raise RuntimeError("blocking_wait_for() would block the event loop: use `await wait_for(…)`")
         end = time.monotonic() + timeout

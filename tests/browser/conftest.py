@@ -102,7 +102,9 @@ class Page:
                 parameters = event["params"]
                 url = httpx.URL(parameters.get("request", parameters)["url"])
                 found.add(
-                    f"{url.scheme}:" if url.scheme in {"data", "about"} else f"{url.scheme}://{url.netloc.decode()}"
+                    f"{url.scheme}:"
+                    if url.scheme in {"data", "about", "file"}
+                    else f"{url.scheme}://{url.netloc.decode()}"
                 )
         return found
 

@@ -354,17 +354,31 @@ def test_second_interrupt_ends_at_once(tmp_path):
 
 
 def test_interrupt_while_standard_input_is_silent(tmp_path, accepting):
-    """A run that waits for a line ends at once, and has not sent what was not a full request."""
+    """A run that waits for a line has sent the events before it, and ends at once."""
     arguments = ("-", "--to", accepting.url, "--checkpoint", tmp_path / "c", "--batch-events", "2")
     with sending(*arguments, stdin=subprocess.PIPE) as process:
         process.stdin.write(ndjson(map(order, range(3))))
         process.stdin.flush()
-        until(lambda: lines_done(tmp_path / "c") == 2)
+        until(lambda: lines_done(tmp_path / "c") == 3)
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_SECONDS) == 130
-        assert b"All lines up to 2 are done." in process.stderr.read()
+        assert b"All lines up to 3 are done." in process.stderr.read()
         process.stdin.close()
-    assert len(accepting.calls) == 1
+    assert len(accepting.calls) == 2
+
+
+def test_standard_input_that_stops_within_a_line(tmp_path, accepting):
+    """The events before an incomplete line are sent; the line is continued, and the last one needs no end."""
+    first, second = ndjson([order(0)]), ndjson([order(1)])
+    with sending("-", "--to", accepting.url, "--checkpoint", tmp_path / "c", stdin=subprocess.PIPE) as process:
+        process.stdin.write(first + second[:10])
+        process.stdin.flush()
+        until(lambda: lines_done(tmp_path / "c") == 1)
+        process.stdin.write(second[10:-1])
+        process.stdin.close()
+        assert process.wait(WAIT_SECONDS) == 0
+    assert lines_done(tmp_path / "c") == 2
+    assert len(accepting.calls) == 2
 
 
 def test_ignored_interrupt_stays_ignored(tmp_path):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import attrs
 import httpx
@@ -332,15 +331,3 @@ def test_help_names_the_kind_of_value(tmp_path):
     assert "--port NUMBER\n" in text
     assert "--transport [memory|emulator|pubsub|NAME|MODULE:FACTORY]\n" in text
     assert "--body-timeout SECONDS\n" in text
-
-
-README = Path(__file__).parents[2] / "README.md"
-
-
-@pytest.mark.parametrize("setting", attrs.fields(Settings), ids=lambda setting: setting.name)
-def test_readme_lists_every_setting(setting):
-    """README's table has each option, variable, default and description, word for word."""
-    metadata = setting.metadata
-    option = f"--{setting.name.replace('_', '-')}"
-    row = f"| `{option}` | `{metadata['variable']}` | {metadata['default']} | {metadata['help']} |"
-    assert row in README.read_text()

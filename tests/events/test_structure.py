@@ -114,7 +114,7 @@ def faults_of(document: dict[str, Any]) -> list[tuple[str, str]]:
     ],
 )
 def test_each_type_of_field_is_read(payload, name, value):
-    """Every type that the README lists is read from its JSON form, to the very type."""
+    """Every type that the documentation lists is read from its JSON form, to the very type."""
     found = getattr(typed(payload), name)
     assert found == value
     assert type(found) is type(value)

@@ -23,7 +23,7 @@ def suite(pytester, monkeypatch):
 
 
 def test_events_are_recorded(suite):
-    """The README's example: a typed event, an assertion, and one that shows the nearest miss."""
+    """The example of the documentation: a typed event, an assertion, and one that shows the nearest miss."""
     result = suite("""
         import asyncio
         from pulsecart import Producer

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from pulsecart.errors import BrokerUnavailable, Overloaded
@@ -130,11 +131,10 @@ class Publisher:
 
         If it is cancelled, it does not wait, but closes them nevertheless.
         """
-        try:
-            await self._queues.drain(DRAIN_SECONDS)
-        finally:
-            self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+        async with AsyncExitStack() as stack:  # the last first, each of them even if it is cancelled meanwhile
+            stack.push_async_callback(self._wire.aclose)
             if self._tokens is not None:
-                await self._tokens.aclose()
-            await self._wire.aclose()
+                stack.push_async_callback(self._tokens.aclose)
+            stack.push_async_callback(asyncio.wait, [self._probing])
+            stack.callback(self._probing.cancel)
+            await self._queues.drain(DRAIN_SECONDS)
