@@ -6,6 +6,7 @@ skipped if its Python, its emulator or another program that it needs is missing;
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +40,7 @@ LOCKED_GROUPS = (
     "types",
     "imports",
     "package",
+    "release",
     "bench",
     "nats",
 )
@@ -165,8 +167,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def emulator(session: nox.Session) -> None:
-    """The whole path, through a real broker, to Google's own subscriber."""
-    install(session, "-e", ".[all]", *group("test"))
+    """The whole path, through a real broker, to Google's own subscriber. Pages that need an emulator, too."""
+    install(session, "-e", ".[all]", *group("test"), *group("examples"))
     with emulator_host(session) as host:
         session.run("pytest", "-m", "emulator and not faults", *session.posargs, env={"PUBSUB_EMULATOR_HOST": host})
         session.run("python", "examples/consumer.py", env={"PUBSUB_EMULATOR_HOST": host})
@@ -207,7 +209,7 @@ def deploy(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def examples(session: nox.Session) -> None:
-    """Every example, run as its first lines say."""
+    """Every example, run as its first lines say, and the code blocks of the documentation."""
     install(session, ".[all]", *group("test"), *group("examples"))
     session.run("python", "examples/library.py")
     session.run("python", "examples/tracing.py")
@@ -215,6 +217,7 @@ def examples(session: nox.Session) -> None:
     session.run("python", "examples/fastapi_shop.py")
     session.run("python", "examples/checkout_client.py")
     session.run("pytest", "examples/unit_tests")
+    session.run("pytest", "--numprocesses=3", "-m", "not emulator", "tests/docs")
     session.chdir("examples/own_events")
     session.run("python", "run.py")
 
@@ -248,6 +251,28 @@ def package(session: nox.Session) -> None:
             session.run(str(empty / "bin/python"), str(example), external=True)
             session.run(str(empty / "bin/pulsecart"), "--version", external=True)
             session.run(str(empty / "bin/python"), "-c", PAGES, external=True)
+
+
+@nox.session(python=NEWEST, default=False)
+def release(session: nox.Session) -> None:
+    """A dry run of a release. With `-- v1.2.3`, its tag, the changelog must have a date. Nothing is published."""
+    version = PROJECT["project"]["version"]
+    found = re.search(rf"^## \[{re.escape(version)}\] - (\S+)\n+###", Path("CHANGELOG.md").read_text(), re.MULTILINE)
+    if found is None:
+        session.error(f"CHANGELOG.md has no section '## [{version}] - DATE' with entries")
+    if session.posargs not in ([], [f"v{version}"]):
+        session.error(f"the tag {' '.join(session.posargs)} is not v{version}, the version in pyproject.toml")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", found[1]):
+        what = f"the section of {version} in CHANGELOG.md has no date, but '{found[1]}'"
+        session.error(what) if session.posargs else session.warn(what)
+    install(session, *group("release"))
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--installer", "uv", "--outdir", folder, silent=True)
+        archives = sorted(str(path) for path in Path(folder).iterdir())
+        expected = [f"pulsecart-{version}-py3-none-any.whl", f"pulsecart-{version}.tar.gz"]
+        if [Path(archive).name for archive in archives] != expected:
+            session.error(f"the archives are {', '.join(archives)}")
+        session.run("twine", "check", "--strict", *archives)
 
 
 @nox.session(python=OLDEST, default=False)

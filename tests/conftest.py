@@ -14,10 +14,11 @@ import pytest
 from pulsecart.serve.settings import Settings
 from pulsecart.telemetry import logs
 
-# These have requirements of their own, which nox -s api, nox -s browser and nox -s docs install.
+# These have requirements of their own, which the sessions api, browser, docs and examples of nox install.
 collect_ignore = [] if find_spec("schemathesis") else ["api"]
 collect_ignore += [] if find_spec("selenium") else ["browser"]
 collect_ignore += [] if find_spec("sphinx") and find_spec("selenium") else ["site"]
+collect_ignore += [] if find_spec("flask") else ["docs"]
 
 
 # A shell ignores these in its background jobs, and the processes that tests start and interrupt would inherit that.
