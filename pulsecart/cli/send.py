@@ -371,7 +371,7 @@ def _reporting(source: _Source, seconds: float) -> Iterator[Report]:
 
     def text(sent: int, failed: int) -> str:
         rate = (sent + failed) / max(time.monotonic() - started, 0.001)
-        return f"{sent:,} events sent, {failed:,} failed, {rate:,.0f}/s"
+        return f"{_events(sent)} sent, {failed:,} failed, {rate:,.0f}/s"
 
     def line(sent: int, failed: int) -> None:
         nonlocal reported
@@ -417,6 +417,11 @@ class _Run:
     shown: list[str] = field(factory=list)
     exit_code: int = 0
     reason: str = ""
+    failed_before: int = field(init=False)
+    """How many events have failed in earlier runs with this checkpoint."""
+
+    def __attrs_post_init__(self) -> None:
+        self.failed_before = self.progress.failed
 
     def end(self, exit_code: int, reason: str) -> None:
         """Note that the run ends early, and why."""
@@ -435,7 +440,7 @@ class _Run:
 
     def send(self, report: Report) -> None:
         """Send the lines until the end, or a failure of a whole request. Save the progress after each batch."""
-        progress, first, failed = self.progress, self.progress.events, self.progress.failed
+        progress, first = self.progress, self.progress.events
         batches = self.client.send_batches(
             self._events(), held=progress.held, event_id_of=lambda index: progress.event_id(first + index)
         )
@@ -443,7 +448,7 @@ class _Run:
             for outcomes in batches:
                 self._settle(outcomes)
                 progress.save(self.checkpoint)
-                report(self.sent, progress.failed - failed)
+                report(self.sent, progress.failed - self.failed_before)
                 if self.exit_code in (AWAY, REFUSED):
                     return
             progress.lines, progress.digest = self.source.lines, self.source.digest.hexdigest()
@@ -506,15 +511,21 @@ class _Run:
 
     def summary(self, failures: Path | None) -> str:
         """Return what to print at the end."""
-        failed = self.progress.failed
+        failed = self.progress.failed - self.failed_before
         lines = list(self.shown)
         if failed > len(lines):
-            lines.append(f"{failed - len(lines):,} more failures are not shown.")
+            lines.append(f"{_events(failed - len(lines))} more failed; they are not shown.")
         seconds = time.monotonic() - self.started
-        lines.append(f"{self.sent:,} events sent in {seconds:,.1f} s, {failed:,} failed.")
-        if failed and failures:
+        lines.append(f"{_events(self.sent)} sent in {seconds:,.1f} s, {failed:,} failed.")
+        if self.failed_before:
+            lines.append(f"{_events(self.failed_before)} failed in earlier runs.")
+        if self.progress.failed and failures:
             lines.append(f"Those that failed are in {failures}.")
         if self.reason:
             again = " Run the same command again to continue." if self.checkpoint else ""
             lines.append(f"{self.reason}\nAll lines up to {self.progress.lines:,} are done.{again}")
         return "\n".join(lines)
+
+
+def _events(count: int) -> str:
+    return "1 event" if count == 1 else f"{count:,} events"

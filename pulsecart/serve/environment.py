@@ -69,6 +69,7 @@ def read_settings(environment: Mapping[str, str], *, transport_given: bool = Fal
             values["transport"] = implied_transport(values, environment)
         except SettingsError as error:
             problems += error.problems
+            values["transport"] = ""  # so that everything else that is wrong is found
     if "transport" in values:  # contradictions can only be found with it
         try:
             settings = Settings(**values)

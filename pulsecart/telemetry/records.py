@@ -8,7 +8,6 @@ import time
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 
@@ -46,6 +45,8 @@ def start() -> None:
 def exported(_writer: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Emit a record with the fields of a line, if that is wanted, and return them: a step of structlog."""
     if _logger is not None:
+        import structlog  # slow
+
         _logger.emit(_record(structlog.processors.format_exc_info(None, "", dict(fields))))
     return fields
 

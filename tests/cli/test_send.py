@@ -201,7 +201,7 @@ def test_many_failures_are_counted(tmp_path, accepting):
     ended = run("send", "e", "--to", accepting.url)
     assert ended.returncode == 1
     assert ended.stderr.count("malformed-body") == 10
-    assert "15 more failures are not shown." in ended.stderr
+    assert "15 events more failed; they are not shown." in ended.stderr
 
 
 def test_failures_of_too_many_users_end_the_run(tmp_path):
@@ -457,7 +457,7 @@ def test_line_that_never_ends_is_an_error(tmp_path, accepting):
     ended = run("send", "e", "--to", accepting.url)
     assert ended.returncode == 1
     assert "line 2 of e has more than 33,554,432 bytes; send one JSON object a line" in ended.stderr
-    assert "1 events sent" in ended.stderr
+    assert "1 event sent" in ended.stderr
 
 
 def test_refused_key_ends_the_run_without_showing_it(tmp_path, monkeypatch):

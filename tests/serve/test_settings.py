@@ -181,7 +181,7 @@ def test_emulator_host_implies_the_emulator():
 @pytest.mark.parametrize("environment", ["staging", "prod"])
 def test_emulator_is_implied_only_in_development(environment):
     """A PUBSUB_EMULATOR_HOST that leaked into production is an error, unless the emulator is asked for by name."""
-    assert problems(PUBSUB_EMULATOR_HOST="localhost:8085", ENVIRONMENT=environment) == (
+    assert problems(PUBSUB_EMULATOR_HOST="localhost:8085", ENVIRONMENT=environment, PULSECART_AUTH="none") == (
         f"PUBSUB_EMULATOR_HOST is set, but ENVIRONMENT is {environment} and PULSECART_TRANSPORT is not set: unset "
         "PUBSUB_EMULATOR_HOST, or set PULSECART_TRANSPORT=emulator if events are meant for an emulator"
     )
@@ -192,6 +192,13 @@ def test_emulator_is_implied_only_in_development(environment):
         PULSECART_AUTH="none",
     )
     assert chosen.transport == "emulator"
+
+
+def test_all_that_production_needs_is_named_at_once():
+    """Without a transport, what else is missing is found, too."""
+    found = problems(ENVIRONMENT="prod")
+    assert "PULSECART_TRANSPORT" in found
+    assert "PULSECART_AUTH is not set" in found
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
