@@ -4,13 +4,14 @@ The service runs in this process, on the memory transport. In production: AsyncC
 """
 
 import asyncio
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import httpx
 
 from pulsecart import BrokerUnavailable, Message
 from pulsecart.app import create_app
-from pulsecart.client import AnyEvent, AsyncClient, SendError
+from pulsecart.client import AsyncClient, SendError
 from pulsecart.events import OrderPlaced
 from pulsecart.transports import MemoryTransport
 
@@ -18,32 +19,36 @@ from pulsecart.transports import MemoryTransport
 class Checkout:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self.outbox: list[AnyEvent] = []
-        """Events to send later. In production, a table: the order and its event are stored in one transaction."""
+        self._relaying = asyncio.Lock()
+        self.outbox: dict[str, OrderPlaced] = {}
+        """Events that are not confirmed, by id. In production, a table."""
 
     async def place_order(self, user_id: str, order_id: str, total: Decimal) -> None:
-        placed = OrderPlaced(user_id=user_id, order_id=order_id, payload={"total": total})
-        if self.outbox:
-            self.outbox.append(placed)  # sent now, it could overtake an earlier event of the user
-            return
-        try:
-            receipt = await self._client.send(placed)
-        except SendError as error:
-            if not error.retryable:
-                raise  # the event is invalid, which is a mistake in this program
-            # It has an id by now. Under the same id, consumers recognize it if it has been published nevertheless.
-            self.outbox += [failure.document for failure in error.failures]
-            print(f"{order_id}: kept for later, {error}")
-        else:
-            print(f"{order_id}: published as message {receipt.message_id}")
+        placed = OrderPlaced(
+            event_id=f"order.placed:{order_id}",  # the same in each attempt, so that consumers recognize it
+            timestamp=datetime.now(UTC),
+            user_id=user_id,
+            order_id=order_id,
+            payload={"total": total},
+        )
+        self.outbox[placed.event_id] = placed  # in the transaction that stores the order
+        await self.relay()
 
-    async def send_outbox(self) -> None:
-        waiting, self.outbox = self.outbox, []
-        try:
-            async for receipt in self._client.send_many(waiting):
-                print(f"{receipt.event_id}: published as message {receipt.message_id}")
-        except SendError as error:
-            self.outbox += [failure.document for failure in error.failures if failure.problem.retryable]
+    async def relay(self) -> None:
+        """Send what is in the outbox, the oldest first. An event stays there until it is confirmed."""
+        async with self._relaying:  # otherwise a new event could overtake an earlier one of its user
+            try:
+                async for receipt in self._client.send_many(list(self.outbox.values())):
+                    del self.outbox[receipt.event_id]
+                    print(f"{receipt.event_id}: published as message {receipt.message_id}")
+            except SendError as error:
+                for failure in error.failures:
+                    if failure.problem.retryable:
+                        print(f"{failure.event_id}: kept for later, {failure.problem}")
+                        continue
+                    # It is invalid, which is a mistake in this program: a person has to look at it.
+                    print(f"{failure.event_id}: cannot be published, {failure.problem}")
+                    del self.outbox[failure.event_id]
 
 
 async def main() -> None:
@@ -65,8 +70,8 @@ async def main() -> None:
         outage = True
         await checkout.place_order("user-1", "order-2", Decimal("12.00"))
         outage = False
-        await checkout.place_order("user-1", "order-3", Decimal("7.50"))
-        await checkout.send_outbox()
+        await checkout.place_order("user-1", "order-3", Decimal("7.50"))  # sends order-2 first
+        assert checkout.outbox == {}
         published = [message.json()["order_id"] for message in transport.messages]
         assert published == ["order-1", "order-2", "order-3"]
 

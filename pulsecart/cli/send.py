@@ -435,7 +435,7 @@ class _Run:
         if source.digest.hexdigest() != progress.digest:
             raise click.UsageError(
                 f"{source.name} does not begin with the {progress.lines:,} lines that the checkpoint says are sent; "
-                "name another checkpoint for another file"
+                "name another checkpoint for another file, and send corrected events from the file of failures"
             )
 
     def send(self, report: Report) -> None:
@@ -507,7 +507,8 @@ class _Run:
                 self.shown.append(f"Line {number:,}: {outcome.problem}")
         if whole:
             number = self.waiting[0][1]
-            self.end(AWAY if whole.problem.retryable else REFUSED, f"Line {number:,}: {whole.problem}")
+            hint = "\nSet PULSECART_KEY to the key of a source of this service." if whole.problem.status == 401 else ""
+            self.end(AWAY if whole.problem.retryable else REFUSED, f"Line {number:,}: {whole.problem}{hint}")
 
     def summary(self, failures: Path | None) -> str:
         """Return what to print at the end."""
@@ -522,8 +523,12 @@ class _Run:
         if self.progress.failed and failures:
             lines.append(f"Those that failed are in {failures}.")
         if self.reason:
-            again = " Run the same command again to continue." if self.checkpoint else ""
-            lines.append(f"{self.reason}\nAll lines up to {self.progress.lines:,} are done.{again}")
+            again = (
+                "Run the same command again to continue."
+                if self.checkpoint
+                else "Without --checkpoint, another run sends them again, under new ids unless they have their own."
+            )
+            lines.append(f"{self.reason}\nAll lines up to {self.progress.lines:,} are done. {again}")
         return "\n".join(lines)
 
 

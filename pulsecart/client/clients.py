@@ -269,5 +269,8 @@ def _url(text: str) -> httpx.URL:
         url = httpx.URL("")
     if url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.query or url.fragment:
         # It may contain a password, so it is not shown.
-        raise ValueError("the URL must be like https://events.example, with a path at most; a key is given as `key`")
+        raise ValueError(
+            "the URL must be the address of the service, such as http://localhost:8000 or https://events.example, "
+            "without a query, a user name or a password"
+        )
     return url

@@ -74,6 +74,8 @@ def with_member(raw: bytes, name: str, value: str) -> bytes:
 
 def _encode(event: Event | Mapping[str, Any]) -> bytes:
     faults: list[Fault] = []
+    if isinstance(event, str):
+        raise InvalidEvent("The event is a str: JSON is given as bytes, such as text.encode().")
     if isinstance(event, Event) and "event_type" not in type(event).__dict__:
         raise InvalidEvent(f"{type(event).__qualname__} is not declared: put @event('…', topic='…') above it.")
     try:

@@ -280,7 +280,10 @@ def test_without_a_checkpoint_the_lines_that_are_done_are_named(tmp_path):
     with scripted(lambda call, n: problem(503, "overloaded") if n else accepted(call)) as server:
         ended = run("send", "e", "--to", server.url, "--batch-events", "2", "--attempts", "1")
     assert ended.returncode == 3
-    assert ended.stderr.endswith("Line 3: 503 overloaded: It is overloaded.\nAll lines up to 2 are done.\n")
+    assert ended.stderr.endswith(
+        "Line 3: 503 overloaded: It is overloaded.\nAll lines up to 2 are done. "
+        "Without --checkpoint, another run sends them again, under new ids unless they have their own.\n"
+    )
 
 
 def test_killed_run_continues(tmp_path):
@@ -490,7 +493,7 @@ def test_service_starts_with_the_key_of_a_caller_in_its_environment(tmp_path):
     ("arguments", "message"),
     [
         (["missing"], "'missing' does not exist"),
-        (["e", "--to", "localhost:8000"], "the URL must be like https://events.example"),
+        (["e", "--to", "localhost:8000"], "the URL must be the address of the service"),
         (["e", "--checkpoint", "e"], "e is not a checkpoint"),
         (["e", "--checkpoint", "no/c"], "--checkpoint no/c: No such file or directory"),
         (["e", "--checkpoint", "other"], "other is the checkpoint of a run to http://staging"),

@@ -192,7 +192,7 @@ def test_key_that_no_header_can_carry_is_refused_without_showing_it(key):
 )
 def test_url_that_cannot_work_is_refused(url):
     """The message says what a URL is like, and does not repeat a password."""
-    with pytest.raises(ValueError, match="the URL must be like https://events.example") as it:
+    with pytest.raises(ValueError, match="the URL must be the address of the service") as it:
         Client(url)
     assert "secret" not in str(it.value)
 

@@ -205,8 +205,8 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
         Problem(
             status=422,
             type="batch-incomplete",
-            title="Not every event was published",
-            detail="1 of 2 events failed.",
+            title="Not all events were published",
+            detail="1 of 2 events were not published.",
             more={
                 "accepted": 1,
                 "failed": 1,
@@ -228,8 +228,8 @@ PROBLEMS: Mapping[str, tuple[str, Problem]] = {
         Problem(
             status=503,
             type="batch-incomplete",
-            title="Not every event was published",
-            detail="1 of 2 events failed.",
+            title="Not all events were published",
+            detail="1 of 2 events were not published.",
             more={
                 "accepted": 1,
                 "failed": 1,

@@ -30,7 +30,9 @@ def elements(body: bytes, most: int, *, may_be_empty: bool) -> list[bytes]:
             array = _slices(body, _decoded(_SURROGATE.sub(b"aaaaaa", body.replace(rb"\\", b"aa")), most))
     except msgspec.ValidationError:
         if body.lstrip(b" \t\r\n")[:1] != b"[":
-            raise MalformedBody("The body is not a JSON array; send one array of events.") from None
+            raise MalformedBody(
+                "The body is not a JSON array; send one array of events, or lines as application/x-ndjson."
+            ) from None
         raise _too_many(most) from None
     except msgspec.DecodeError as error:
         reason = str(error).removeprefix("JSON is malformed: ")

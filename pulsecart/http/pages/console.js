@@ -167,7 +167,7 @@ function refresh() {
 function showCount() {
   const all = entries.filter((entry) => !entry.notice).length;
   const shown = entries.filter((entry) => !entry.notice && matches(entry)).length;
-  count.textContent = `${shown === all ? all : `${shown} of ${all}`} ${all === 1 ? "event" : "events"}${paused ? `, ${held} new` : ""}`;
+  count.textContent = `${shown === all ? all : `${shown} of ${all}`} ${all === MOST_ENTRIES ? "newest " : ""}${all === 1 ? "event" : "events"}${paused ? `, ${held} new` : ""}`;
   nothing.hidden = list.childElementCount > 0;
   if (nothing.hidden) return;
   const example = '{"event_type": "order.placed", "user_id": "user-1", "order_id": "order-1", "payload": {"total": 89.90}}';
