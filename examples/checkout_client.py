@@ -24,14 +24,15 @@ class Checkout:
         """Events that are not confirmed, by id. In production, a table."""
 
     async def place_order(self, user_id: str, order_id: str, total: Decimal) -> None:
+        event_id = f"order.placed:{order_id}"  # the same in each attempt, so that consumers recognize it
         placed = OrderPlaced(
-            event_id=f"order.placed:{order_id}",  # the same in each attempt, so that consumers recognize it
+            event_id=event_id,
             timestamp=datetime.now(UTC),
             user_id=user_id,
             order_id=order_id,
             payload={"total": total},
         )
-        self.outbox[placed.event_id] = placed  # in the transaction that stores the order
+        self.outbox[event_id] = placed  # in the transaction that stores the order
         await self.relay()
 
     async def relay(self) -> None:
@@ -48,7 +49,7 @@ class Checkout:
                         continue
                     # It is invalid, which is a mistake in this program: a person has to look at it.
                     print(f"{failure.event_id}: cannot be published, {failure.problem}")
-                    del self.outbox[failure.event_id]
+                    del self.outbox[str(failure.event_id)]
 
 
 async def main() -> None:

@@ -83,6 +83,8 @@ class SettingsError(PulsecartError):
     """The settings are wrong. The message lists every problem, not only the first."""
 
     def __init__(self, problems: Sequence[str]) -> None:
+        """Take the problems; one may be given as it is."""
+        problems = [problems] if isinstance(problems, str) else problems
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 

@@ -160,13 +160,14 @@ class Guarded:
     async def _published(self, message: Message) -> str:
         message_id = await self._transport.publish(message)
         if not isinstance(message_id, str) or not message_id:
-            raise TypeError("no message id")
+            returned = repr(message_id) if message_id == "" else type(message_id).__name__
+            raise TypeError(f"publish() returned {returned} in place of a message id")
         return message_id
 
     async def _missing(self, topics: Iterable[str]) -> list[str]:
         missing = list(await self._transport.check(topics))
         if not all(isinstance(topic, str) for topic in missing):
-            raise TypeError("no list of topics")
+            raise TypeError("check() returned something else than names of topics")
         return missing
 
     def _offer_room(self) -> None:
@@ -204,8 +205,9 @@ class Guarded:
             return BrokerUnavailable(text, message=message, error_type="TimeoutError")
         kind = type(error).__name__
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{place.filename}, line {place.lineno}"
-        _log.error("The transport %s failed to %s: %s in %s", self._name, what, kind, where)
+        # An error that is raised here is about the transport's result, and has nothing of a message in its text.
+        why = f"{kind}: {error}" if place.filename == __file__ else f"{kind} in {place.filename}, line {place.lineno}"
+        _log.error("The transport %s failed to %s: %s", self._name, what, why)
         return BrokerUnavailable(f"the transport failed to {what} ({kind})", message=message, error_type=kind)
 
 

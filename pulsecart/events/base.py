@@ -6,6 +6,7 @@ class OrderPlaced(Event):
     order_id: str = field(validator=non_empty)
 """
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -202,6 +203,10 @@ def _class_problem(cls: type) -> str | None:
     if cls.__dictoffset__ or cls.__setattr__ is object.__setattr__:
         return "make it frozen and slotted: use attrs' @frozen(kw_only=True)"
     fields = attrs.fields_dict(cls)
+    # attrs ignores annotations as soon as one `field()` has none.
+    annotated = [name for name, type_ in inspect.get_annotations(cls).items() if "ClassVar" not in str(type_)]
+    if ignored := [name for name in annotated if name not in fields]:
+        return f"attrs ignores {', '.join(ignored)}, because another field has no annotation: annotate every field"
     if positional := [name for name, attribute in fields.items() if not attribute.kw_only]:
         return f"make it keyword-only, @frozen(kw_only=True): {', '.join(positional)} is positional"
     if reserved := [name for name in ("event_type", "topic") if name in fields]:

@@ -13,7 +13,7 @@ from pulsecart.events.base import Event, declared, describe, id_of
 from pulsecart.events.codec import decode
 from pulsecart.events.faults import MAX_FAULTS, below, shortened
 from pulsecart.events.schema import check
-from pulsecart.events.structure import faults, known, prepare, structure
+from pulsecart.events.structure import check_defaults, faults, known, prepare, structure
 from pulsecart.events.write import prepare_writing
 from pulsecart.suggest import closest, nearest
 
@@ -41,7 +41,8 @@ class Catalog:
                 )
             prepare(cls)
             prepare_writing(cls)
-            check(cls)  # like the two above, so that errors occur at startup
+            check_defaults(cls)
+            check(cls)  # like those above, so that errors occur at startup
 
     def __iter__(self) -> Iterator[type[Event]]:
         return iter(self._classes.values())

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast, get_args
 from uuid import UUID
 
 import attrs
+import msgspec
 from attrs import evolve
 from cattrs import Converter
 from cattrs.errors import ForbiddenExtraKeysError
@@ -26,9 +27,10 @@ from pulsecart.events.base import Event, FieldError, describe, id_of
 from pulsecart.events.faults import MAX_FAULTS, MAX_HINTS, below, refusal
 from pulsecart.events.fieldtypes import AsReceived, Tagged, UtcDatetime, classes_in, fields_of, read_type
 from pulsecart.events.lazy import JsonArray, JsonObject, repeated_names, repeats_names
+from pulsecart.events.write import written
 from pulsecart.suggest import nearest
 
-__all__ = ["faults", "known", "prepare", "refused", "structure"]
+__all__ = ["check_defaults", "faults", "known", "prepare", "refused", "structure"]
 
 EventT = TypeVar("EventT", bound=Event)
 Hook = Callable[[Any, Any], Any]
@@ -78,6 +80,43 @@ def prepare(cls: type[Event]) -> None:
         _hook(cls)
     except RecursionError:
         raise DefinitionError(f"{name}: a class contains itself; make that X | None, or a list") from None
+
+
+def check_defaults(cls: type[Event]) -> None:
+    """Check that the default of each field is a value that the field may have: no validator sees what is not sent.
+
+    Factories, and defaults that a converter changes, are not checked. Raises `DefinitionError`.
+    """
+    for part, where in classes_in(cls).items():
+        types = fields_of(part)
+        common = attrs.fields_dict(Event) if issubclass(part, Event) else {}  # what is missing there is generated
+        for attribute in attrs.fields(part):
+            name, default = attribute.name, attribute.default
+            is_value = default is not attrs.NOTHING and not isinstance(default, attrs.Factory)  # type: ignore[arg-type]
+            if not is_value or attribute.converter or name not in types or name in common:
+                continue
+            try:
+                _hook(types[name])(_as_json(default), types[name])
+            except (ValueError, TypeError) as error:
+                raise DefinitionError(f"{where}.{name}: its default is not valid: {refusal(error).message}") from error
+            try:
+                if attribute.validator:
+                    attribute.validator(object.__new__(part), attribute, default)
+            except (ValueError, TypeError) as error:
+                message = refusal(error, "", default).message
+                hint = "; put the validator into attrs.validators.optional()" if default is None else ""
+                raise DefinitionError(f"{where}.{name}: its default is not valid: {message}{hint}") from error
+            except AttributeError:
+                pass  # the validator looks at another field, which is not there
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as it is read from JSON."""
+    return _decoder.decode(_encoder.encode(written(value, [], [])))
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def known(value: Any, type_: Any, *, tolerant: bool) -> Any:

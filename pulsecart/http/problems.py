@@ -153,13 +153,15 @@ def problem_of(error: Exception) -> Problem:
             more = {"event_id": error.event_id, "timestamp": error.timestamp}
         if error.retryable:
             headers["Retry-After"] = str(error.retry_after)
+    detail = error.detail if isinstance(error, EventError) else str(error)
     if isinstance(error, TransportClosed):
         headers["Connection"] = "close"
+        detail = "the service is shutting down"  # what the transport says is for who uses it
     return Problem(
         status=status,
         type=type_,
         title=title,
-        detail=error.detail if isinstance(error, EventError) else str(error),
+        detail=detail,
         errors=error.faults if isinstance(error, EventError) else (),
         more=more,
         headers=headers,

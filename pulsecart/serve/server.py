@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 
@@ -29,6 +31,9 @@ __all__ = ["application", "run"]
 
 OTHER_FILES = 200
 """The number of open files that a process needs in addition to its connections."""
+
+EXIT_SECONDS = 3.0
+"""Maximum seconds from the end of the application to that of the process. Python itself waits for all threads."""
 
 GRACE_SECONDS = 8
 """Maximum seconds for requests to finish after the signal to stop."""
@@ -87,6 +92,24 @@ def _stop_with_supervisor() -> None:
         loop.add_reader(sentinel, stop)
 
 
+def _exit_in_time() -> None:
+    """End the process after `EXIT_SECONDS`, although a thread of a transport may still be waiting for something."""
+
+    def end() -> None:
+        message = f"The process ends although threads are still running: {', '.join(_threads())}"
+        with suppress(OSError):  # the log has been finished
+            os.write(2, b"%b\n" % msgspec.json.encode({"severity": "WARNING", "message": message}))
+        os._exit(0)
+
+    timer = threading.Timer(EXIT_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+
+
 def application() -> Starlette:
     """Create the application for a server process."""
     logs.capture()
@@ -104,6 +127,7 @@ def application() -> Starlette:
                 gc.freeze()
                 gc.set_threshold(10_000, 20, 20)
                 yield state
+            _exit_in_time()
         finally:
             logs.finish()  # a worker ends by a signal, which skips exit handlers
 

@@ -50,7 +50,8 @@ def _setting(variable: str, group: str, metavar: str, help: str, *, shown: str =
 
 def _choice(variable: str, group: str, allowed: tuple[str, ...], help: str, **options: Any) -> Any:
     """Define a setting that is one of a few words."""
-    return _setting(variable, group, f"[{'|'.join(allowed)}]", help, validator=values.one_of(*allowed), **options)
+    check, converter = values.one_of(*allowed), values.word
+    return _setting(variable, group, f"[{'|'.join(allowed)}]", help, validator=check, converter=converter, **options)
 
 
 def _number(variable: str, group: str, metavar: str, help: str, bounds: tuple[float, float], **options: Any) -> Any:
@@ -88,6 +89,7 @@ class Settings:
         "Modules with event classes of your own, separated by commas.",
         default=(),
         parse=values.names,
+        converter=values.split,
         shown="none",
     )
     commerce_events: str = _choice(

@@ -4,7 +4,7 @@ A parser returns text that it cannot parse as it is, for the validator to reject
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -120,6 +120,19 @@ def parse_batching(text: str) -> dict[str, Batching] | str:
         except ValueError:
             return text
     return found
+
+
+# Converters, for settings that a program gives.
+
+
+def split(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names, which may be given in one string."""
+    return names(value) if isinstance(value, str) else tuple(value)
+
+
+def word(value: str | bool) -> str:  # noqa: FBT001 (a setting)
+    """Return a word; true and false may be given as a bool."""
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 # Validators, in the form that attrs expects.

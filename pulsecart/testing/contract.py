@@ -124,7 +124,11 @@ class TransportContract:
             pytest.skip("ordered = False")
         keys = ("a", "b", "c")
         # Small messages after large ones would overtake them if they did not wait.
-        calls = [self._message(n, key, size=200_000 if n % 10 == 0 else 0) for n in range(40) for key in keys]
+        calls = [
+            self._message(n, key, size=min(200_000, self.largest) if n % 10 == 0 else 0)
+            for n in range(40)
+            for key in keys
+        ]
         async with _Opened(self, transport) as opened:
             await asyncio.gather(*map(opened.publish, calls))
             found = await self._delivered(delivered, len(calls))
@@ -213,7 +217,8 @@ class TransportContract:
             await opened.aclose()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
-            assert isinstance(result, (str, PublishError)), f"{result!r} was raised, which is no PublishError"
+            ended = f"publish() ended with {result!r}: it must return a message id or raise a PublishError"
+            assert isinstance(result, (str, PublishError)), ended
         confirmed = {message.data for message, result in zip(sent, results, strict=True) if isinstance(result, str)}
         found = {message.data for message in await self._delivered(delivered, len(confirmed))}
         assert confirmed <= found, "a message was confirmed, but is not with the broker"

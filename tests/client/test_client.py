@@ -249,7 +249,7 @@ class Undeclared(Event):
         (b"{", r"400 malformed-body: The event is not JSON"),
         (b'{"a":1,"a":2}', r"400 malformed-body: .*/a: is there more than once"),
         (b"\xff", r"400 malformed-body"),
-        ("text", r"400 malformed-body: The event is a string"),
+        ("text", r"422 invalid-event: The event is a str: JSON is given as bytes"),
         (Undeclared(user_id="u", payload={}), r"Undeclared is not declared"),
     ],
 )

@@ -1,12 +1,12 @@
 import sys
 import textwrap
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
-from attrs import define, field, frozen
+from attrs import define, field, frozen, validators
 
 from pulsecart import (
     Catalog,
@@ -248,6 +248,48 @@ def test_default_that_json_cannot_carry_is_refused(value):
 
     with pytest.raises(DefinitionError, match=r"Declared\.lines\.price: its default (is not a finite|has an offset)"):
         Catalog([declare(lines=field(factory=list), __annotations__={"lines": list[Line]})])
+
+
+@pytest.mark.parametrize(
+    ("type_", "default", "message"),
+    [
+        (Literal["bronze", "gold"], "copper", "expected one of 'bronze', 'gold'"),
+        (str, None, "expected a string, got null"),
+        (int, field(default=9, validator=validators.le(5)), "must be <= 5"),
+        (int | None, field(default=None, validator=validators.le(5)), r"attrs\.validators\.optional\(\)"),
+    ],
+)
+def test_default_that_the_field_may_not_have_is_refused(type_, default, message):
+    """No validator sees a default, so a wrong one would be published, and no consumer could read it."""
+    with pytest.raises(DefinitionError, match=rf"Declared\.odd: its default is not valid: .*{message}"):
+        Catalog([declare(odd=default, __annotations__={"odd": type_})])
+
+
+def test_valid_defaults_are_accepted():
+    """Values of other types than JSON's, converters, and validators that look at other fields are no obstacle."""
+
+    def not_before(instance, _attribute, value):
+        if value < instance.since:
+            raise ValueError("is before since")
+
+    fields = {
+        "since": (date, date(2026, 1, 1)),
+        "until": (date, field(default=date(2027, 1, 1), validator=not_before)),
+        "price": (Decimal, Decimal("1.50")),
+        "weight": (float, 2.5),
+        "sizes": (tuple[str, ...], ("s",)),
+        "upper": (str, field(default=None, converter=lambda value: str(value).upper())),
+        "made": (list[str], field(factory=list)),
+        "level": (int | None, field(default=None, validator=validators.optional(validators.le(5)))),
+    }
+    types = {name: type_ for name, (type_, _) in fields.items()}
+    assert list(Catalog([declare(**{name: value for name, (_, value) in fields.items()}, __annotations__=types)]))
+
+
+def test_annotation_that_attrs_ignores_is_refused():
+    """As soon as one field has no annotation, attrs ignores fields that have only one."""
+    with pytest.raises(DefinitionError, match="attrs ignores title, because another field has no annotation"):
+        declare(order_id=field(type=str), __annotations__={"title": str})
 
 
 def test_subclass_does_not_inherit_the_declaration():

@@ -25,7 +25,7 @@ def calling(app: Any) -> httpx.AsyncClient:
     ("error", "type_"),
     [
         (BrokerUnavailable("it is down", "10.0.0.7 is down"), "broker-unavailable"),
-        (TransportClosed("x"), "shutting-down"),
+        (TransportClosed("the service is shutting down"), "shutting-down"),
     ],
 )
 async def test_not_ready_is_a_problem(error, type_):

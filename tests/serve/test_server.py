@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.serving import serving
@@ -226,3 +227,22 @@ def test_death_of_a_worker_is_a_warning_with_its_reason(tmp_path):
             connection.sendall(START + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             wait_for_warning("has died and was replaced: it ended with the exit status 7")
         assert served.stop() == 0
+
+
+def test_thread_that_hangs_does_not_keep_the_process(tmp_path):
+    """A thread of a transport cannot be cancelled: the process says so, and ends without it."""
+    (tmp_path / "hanging.py").write_text(
+        "import asyncio, threading\n"
+        "from pulsecart.transports import MemoryTransport\n"
+        "class Hanging(MemoryTransport):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__()\n"
+        "    async def publish(self, message):\n"
+        "        return await asyncio.to_thread(threading.Event().wait)\n"
+    )
+    body = b'{"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {}}'
+    with serving("--transport", "hanging:Hanging", "--publish-deadline", "0.5", cwd=tmp_path) as served:
+        answer = httpx.post(f"{served.url}/events/ingest", content=body, headers={"Content-Type": "application/json"})
+        assert answer.json()["type"] == "broker-unavailable"
+        assert served.stop() == 0
+        assert "The process ends although threads are still running" in served.output

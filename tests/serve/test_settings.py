@@ -194,6 +194,12 @@ def test_emulator_is_implied_only_in_development(environment):
     assert chosen.transport == "emulator"
 
 
+def test_settings_of_a_program_may_be_python_values():
+    """A bool is taken for true and false, and one string for several names."""
+    made = Settings(transport="memory", commerce_events=False, docs=True, events="myshop.events, myshop.more")
+    assert (made.commerce_events, made.docs, made.events) == ("false", "true", ("myshop.events", "myshop.more"))
+
+
 def test_all_that_production_needs_is_named_at_once():
     """Without a transport, what else is missing is found, too."""
     found = problems(ENVIRONMENT="prod")

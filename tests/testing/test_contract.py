@@ -315,7 +315,7 @@ WRONG = [
     (ConfirmsWhatIsCancelled, "test_cancelled_publish_leaves_the_others", "is not with the broker"),
     (PublishesTwice, "test_cancelled_publish_leaves_the_others", "published twice"),
     (ConfirmsWhatItDropsOnClose, "test_close_loses_no_confirmed_message", "is not with the broker"),
-    (FailsOnClose, "test_close_loses_no_confirmed_message", "no PublishError"),
+    (FailsOnClose, "test_close_loses_no_confirmed_message", "return a message id or raise a PublishError"),
     (RaisesErrorsOfItsOwn, "test_publish_in_an_outage_is_a_publish_error", "no PublishError"),
     (RaisesOneInstance, "test_publish_in_an_outage_is_a_publish_error", "the same instance"),
     (ConfirmsInAnOutage, "test_publish_in_an_outage_is_a_publish_error", "although the broker is away"),
