@@ -8,16 +8,16 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import nox
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pulsecart.testing import emulator as gcloud
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -53,9 +53,6 @@ PARALLEL = ("--numprocesses=3", "--dist=loadfile")
 
 PLAIN = "not emulator and not faults and not monitoring and not scale"
 """The marker expression for tests that need nothing but Python."""
-
-COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=pulsecart-dev"]
-EMULATOR_START_SECONDS = 60
 
 BROWSER = ("chromium", "chromedriver")
 BROWSER_PACKAGES = ("chromium", "chromium-driver")
@@ -330,39 +327,8 @@ def unavailable(session: nox.Session, what: str) -> NoReturn:
 @contextlib.contextmanager
 def emulator_host(session: nox.Session) -> Iterator[str]:
     """Give the address of an emulator: the one at PUBSUB_EMULATOR_HOST, or one that is started, and stopped again."""
-    if host := os.environ.get("PUBSUB_EMULATOR_HOST"):
-        yield host
-        return
-    if shutil.which(COMMAND[0]) is None:
-        unavailable(
-            session, "no Pub/Sub emulator: install gcloud with its pubsub-emulator, or set PUBSUB_EMULATOR_HOST"
-        )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    host = f"127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
-        process = subprocess.Popen(
-            [*COMMAND, f"--host-port={host}", f"--data-dir={folder}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # gcloud starts java, which has to be stopped with it
-        )
-        try:
-            if not listens(port, process):
-                log.seek(0)
-                session.error(f"the emulator did not start:\n{log.read()}")
+    try:
+        with gcloud.emulator() as host:
             yield host
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
-
-
-def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until a port answers. Return False if its process ends first, or after EMULATOR_START_SECONDS."""
-    end = time.monotonic() + EMULATOR_START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-        time.sleep(0.1)
-    return False
+    except gcloud.EmulatorMissing as error:
+        unavailable(session, f"no Pub/Sub emulator: {error}")

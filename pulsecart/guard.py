@@ -167,7 +167,7 @@ class Guarded:
     async def _missing(self, topics: Iterable[str]) -> list[str]:
         missing = list(await self._transport.check(topics))
         if not all(isinstance(topic, str) for topic in missing):
-            raise TypeError("check() returned something else than names of topics")
+            raise TypeError("check() did not return a list of topic names")
         return missing
 
     def _offer_room(self) -> None:

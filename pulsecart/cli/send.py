@@ -242,7 +242,12 @@ class _Input:
 
     @property
     def idle(self) -> bool:
-        return self._read.find(b"\n", self._start) < 0 and not select.select([self._file], [], [], IDLE_SECONDS)[0]
+        if self._read.find(b"\n", self._start) >= 0:
+            return False
+        try:
+            return not select.select([self._file], [], [], IDLE_SECONDS)[0]
+        except OSError:  # pragma: no cover (Windows can select sockets only: its requests are sent when they are full)
+            return False
 
     def readline(self, limit: int) -> bytes:
         """Return the next line with its end, but at most `limit` bytes; empty at the end."""
@@ -371,7 +376,7 @@ def _reporting(source: _Source, seconds: float) -> Iterator[Report]:
 
     def text(sent: int, failed: int) -> str:
         rate = (sent + failed) / max(time.monotonic() - started, 0.001)
-        return f"{_events(sent)} sent, {failed:,} failed, {rate:,.0f}/s"
+        return f"{_counted(sent)} sent, {failed:,} failed, {rate:,.0f}/s"
 
     def line(sent: int, failed: int) -> None:
         nonlocal reported
@@ -515,11 +520,11 @@ class _Run:
         failed = self.progress.failed - self.failed_before
         lines = list(self.shown)
         if failed > len(lines):
-            lines.append(f"{_events(failed - len(lines))} more failed; they are not shown.")
+            lines.append(f"{_counted(failed - len(lines))} more failed; they are not shown.")
         seconds = time.monotonic() - self.started
-        lines.append(f"{_events(self.sent)} sent in {seconds:,.1f} s, {failed:,} failed.")
+        lines.append(f"{_counted(self.sent)} sent in {seconds:,.1f} s, {failed:,} failed.")
         if self.failed_before:
-            lines.append(f"{_events(self.failed_before)} failed in earlier runs.")
+            lines.append(f"{_counted(self.failed_before)} failed in earlier runs.")
         if self.progress.failed and failures:
             lines.append(f"Those that failed are in {failures}.")
         if self.reason:
@@ -532,5 +537,5 @@ class _Run:
         return "\n".join(lines)
 
 
-def _events(count: int) -> str:
+def _counted(count: int) -> str:
     return "1 event" if count == 1 else f"{count:,} events"

@@ -101,7 +101,7 @@ class _Output:
             try:
                 msgspec.json.decode(data, type=dict[str, msgspec.Raw])
             except (msgspec.MsgspecError, UnicodeDecodeError):
-                click.echo(f"Message {message_id} is no JSON object, and is left out.", err=True)
+                click.echo(f"Message {message_id} is not a JSON object, and is skipped.", err=True)
                 continue
             # Outside strings a line break is whitespace, and within strings it is escaped.
             sys.stdout.buffer.write(data.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n")

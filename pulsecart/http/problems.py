@@ -156,7 +156,7 @@ def problem_of(error: Exception) -> Problem:
     detail = error.detail if isinstance(error, EventError) else str(error)
     if isinstance(error, TransportClosed):
         headers["Connection"] = "close"
-        detail = "the service is shutting down"  # what the transport says is for who uses it
+        detail = "the service is shutting down"  # the transport's own text is for users of the library
     return Problem(
         status=status,
         type=type_,

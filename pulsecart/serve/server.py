@@ -8,6 +8,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -97,8 +98,9 @@ def _exit_in_time() -> None:
 
     def end() -> None:
         message = f"The process ends although threads are still running: {', '.join(_threads())}"
-        with suppress(OSError):  # the log has been finished
-            os.write(2, b"%b\n" % msgspec.json.encode({"severity": "WARNING", "message": message}))
+        with suppress(OSError):  # the log has been finished, and its pipe may be full
+            if select.select([], [2], [], 0)[1]:
+                os.write(2, b"%b\n" % msgspec.json.encode({"severity": "WARNING", "message": message}))
         os._exit(0)
 
     timer = threading.Timer(EXIT_SECONDS, end)

@@ -195,7 +195,7 @@ class RecordingTransport(MemoryTransport):
 
 
 def _events(cls: type[EventT], fields: Mapping[str, Any], messages: Iterable[Message]) -> list[EventT]:
-    """Return the events of a class. Raises `TypeError` if it is no event class, or does not have these fields."""
+    """Return the events of a class. Raises `TypeError` if `cls` is not an event class, or lacks one of these fields."""
     if not (isinstance(cls, type) and issubclass(cls, Event)):
         raise TypeError(f"an event class is expected, such as OrderPlaced, not {shown(cls)}")
     catalog = Catalog([cls])

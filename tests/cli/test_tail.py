@@ -257,7 +257,7 @@ def test_message_that_is_no_event_is_left_out():
     with answering(200, body) as url:
         ended = run("tail", "--from", url, "--count", "1")
     assert (ended.returncode, ended.stdout) == (0, '{"a":1}\n')
-    assert ended.stderr == "Message 7 is no JSON object, and is left out.\n"
+    assert ended.stderr == "Message 7 is not a JSON object, and is skipped.\n"
 
 
 def test_proxy_of_the_environment_is_not_used():
@@ -351,7 +351,7 @@ def test_tail_follows_topics(broker, number):
 
 
 def test_topics_can_be_filtered_and_counted(broker):
-    """--event-type and --count work on topics, too; what is no event is left out."""
+    """--event-type and --count work on topics, too; messages that are not events are skipped."""
     with tailing("--topic", TOPIC, "--event-type", "order.placed", "--count", "1", **emulated(broker)) as tail:
         broker.wait_for_subscriptions(1)
         broker.publish(TOPIC, b"{}", event_type="payment.failed")

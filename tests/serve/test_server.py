@@ -229,20 +229,54 @@ def test_death_of_a_worker_is_a_warning_with_its_reason(tmp_path):
         assert served.stop() == 0
 
 
+HANGING = """
+import asyncio, threading
+from pulsecart.transports import MemoryTransport
+
+class Hanging(MemoryTransport):
+    def __init__(self, config):
+        super().__init__()
+
+    async def publish(self, message):
+        return await asyncio.to_thread(threading.Event().wait)
+"""
+
+
+def publish_to_hanging(url: str) -> None:
+    body = b'{"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {}}'
+    answer = httpx.post(f"{url}/events/ingest", content=body, headers={"Content-Type": "application/json"})
+    assert answer.json()["type"] == "broker-unavailable"
+
+
 def test_thread_that_hangs_does_not_keep_the_process(tmp_path):
     """A thread of a transport cannot be cancelled: the process says so, and ends without it."""
-    (tmp_path / "hanging.py").write_text(
-        "import asyncio, threading\n"
-        "from pulsecart.transports import MemoryTransport\n"
-        "class Hanging(MemoryTransport):\n"
-        "    def __init__(self, config):\n"
-        "        super().__init__()\n"
-        "    async def publish(self, message):\n"
-        "        return await asyncio.to_thread(threading.Event().wait)\n"
-    )
-    body = b'{"event_type": "order.placed", "user_id": "u1", "order_id": "o1", "payload": {}}'
+    (tmp_path / "hanging.py").write_text(HANGING)
     with serving("--transport", "hanging:Hanging", "--publish-deadline", "0.5", cwd=tmp_path) as served:
-        answer = httpx.post(f"{served.url}/events/ingest", content=body, headers={"Content-Type": "application/json"})
-        assert answer.json()["type"] == "broker-unavailable"
+        publish_to_hanging(served.url)
         assert served.stop() == 0
         assert "The process ends although threads are still running" in served.output
+
+
+def test_thread_that_hangs_does_not_keep_a_process_whose_log_is_full(tmp_path):
+    """The same if nobody reads the log, so that a line more would wait for ever."""
+    (tmp_path / "hanging.py").write_text(HANGING)
+    with serving("--transport", "hanging:Hanging", "--publish-deadline", "0.5", cwd=tmp_path) as served:
+        publish_to_hanging(served.url)
+        served.pause_reading()
+        fill(Path(f"/proc/{served.pid}/fd/2"))
+        served.tell_to_stop()
+        end = time.monotonic() + 30
+        while not os.waitid(os.P_PID, served.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            assert time.monotonic() < end, "the process does not end"
+            time.sleep(0.05)
+
+
+def fill(pipe: Path) -> None:
+    """Write to a pipe until it is full."""
+    end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with suppress(BlockingIOError):
+            while True:
+                os.write(end, b"x" * 99 + b"\n")  # whole lines, after the first of which the reader pauses
+    finally:
+        os.close(end)
