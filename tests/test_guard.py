@@ -202,6 +202,14 @@ async def test_whatever_a_transport_does_is_503_in_time(publish, order_json, cap
     assert "secret" not in line.getMessage()
 
 
+@pytest.mark.parametrize(("answer", "returned"), [(None, "NoneType"), (1, "int"), ("", "''")])
+async def test_result_that_is_no_message_id_is_named(answer, returned, caplog):
+    """The log says what `publish` has returned, since no line of the transport has failed."""
+    with pytest.raises(BrokerUnavailable):
+        await Producer(made(returning(answer))).publish(OrderPlaced(user_id="u", order_id="o", payload={}))
+    assert f"failed to publish: TypeError: publish() returned {returned} in place of a message id" in caplog.text
+
+
 @pytest.mark.parametrize("publish", WRONG.values(), ids=WRONG.keys())
 async def test_users_of_the_library_have_the_same_promises(publish):
     """A Producer raises BrokerUnavailable in time, with the event and with what was raised."""

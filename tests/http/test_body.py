@@ -123,13 +123,14 @@ async def test_waiting_events_over_half_of_max_bytes_are_503(order_json):
         assert (await waiting).status_code == 202
 
 
-async def test_failed_events_are_freed_at_once(order_json):
+@pytest.mark.parametrize("listens", [True, False], ids=["silent", "refusing"])
+async def test_failed_events_are_freed_at_once(order_json, listens):
     """An event that could not be published takes no memory until the next garbage collection: many do in an outage."""
     async with strict_pubsub(["pulsecart.commerce-events"], project="strict") as server:
         server.script.extend([asyncio.Event()] * 1000)  # no request is answered
         settings = Settings(
             transport="emulator",
-            emulator_host=server.host,
+            emulator_host=server.host if listens else "127.0.0.1:9",
             project="strict",
             publish_deadline=0.5,
             max_bytes=10_000_000,

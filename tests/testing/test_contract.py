@@ -347,7 +347,13 @@ def _impatient(monkeypatch):
     monkeypatch.setattr("pulsecart.testing.contract.CANCEL_SECONDS", 0.3)
 
 
-@pytest.mark.parametrize("right", [Right, WaitsInAnOutage])
+class Small(Right):
+    """To a broker that takes only small messages."""
+
+    largest = 1000
+
+
+@pytest.mark.parametrize("right", [Right, Small, WaitsInAnOutage])
 @pytest.mark.parametrize("check", CHECKS)
 async def test_right_transport_passes(right, check):
     """A transport that keeps the contract passes every check."""

@@ -217,13 +217,15 @@ async def test_answer_of_something_else_is_an_outage(server, answer, logged):
     assert server.confirmed == []
 
 
-async def test_last_attempt_cut_short_does_not_hide_the_failure(server):
-    """If the deadline ends an attempt early, the error is that of the one before it."""
+async def test_last_attempt_cut_short_does_not_hide_the_failure(server, observer):
+    """If the deadline ends an attempt early, the error is that of the one before it. Observers get that of each."""
     server.script.extend([http_answer(429, PAGE, {"Retry-After": "1"}), asyncio.Event()])
-    async with EmulatorTransport(project="test", host=server.host, limits=Limits(deadline=1.5)) as transport:
+    limits = Limits(deadline=1.5)
+    async with EmulatorTransport(project="test", host=server.host, limits=limits, observer=observer) as transport:
         with pytest.raises(BrokerUnavailable) as caught:
             await transport.publish(message(1))
     assert len(server.requests) == 2
+    assert observer.failed == ["RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"]
     assert "HTTP 429" in caught.value.log_detail
 
 

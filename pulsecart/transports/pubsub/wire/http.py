@@ -244,9 +244,8 @@ class Pool:
                 raise ConnectionError("the connection was closed at once")  # noqa: TRY301
             self.release(connection, new=True)
         except Exception as error:  # noqa: BLE001 (whatever it is, the request that waits gets it)
-            if waiter := self._next_waiter(new=True):
-                reason = str(error) or type(error).__name__
-                waiter.set_exception(ConnectFailed(f"cannot connect to {self.endpoint.authority}: {reason}"))
+            reason = str(error) or type(error).__name__
+            self._fail_next(f"cannot connect to {self.endpoint.authority}: {reason}")
 
     def _connected(self, task: "asyncio.Task[None]") -> None:
         self._connecting.discard(task)
@@ -261,6 +260,16 @@ class Pool:
                 if not waiter.done():
                     return waiter
         return None
+
+    def _fail_next(self, reason: str) -> bool:
+        """Fail the next request that waits. Return whether there was one.
+
+        No caller has a name for it: frames of the standard library keep errors of connections, and so their callers.
+        """
+        waiter = self._next_waiter(new=True)
+        if waiter is not None:
+            waiter.set_exception(ConnectFailed(reason))
+        return waiter is not None
 
     def add(self, connection: _Connection) -> None:
         """Count a connection that is established."""
@@ -308,8 +317,8 @@ class Pool:
         self._closed = True
         if self._closing_idle is not None:
             self._closing_idle.cancel()
-        while waiter := self._next_waiter(new=True):
-            waiter.set_exception(ConnectFailed("the transport is closed"))
+        while self._fail_next("the transport is closed"):
+            pass
         self._all_closed.clear()
         for connection in list(self._open):
             connection.transport.abort()
