@@ -359,7 +359,7 @@ def test_topics_can_be_filtered_and_counted(broker):
         broker.publish(TOPIC, order(1))
         assert tail.end() == 0
     assert [json.loads(line)["event_id"] for line in tail.lines] == ["e1"]
-    assert b"Message 2 is no JSON object" in tail.errors
+    assert b"Message 2 is not a JSON object" in tail.errors
     assert broker.subscriptions == {}
 
 
