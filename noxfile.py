@@ -286,6 +286,15 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST, default=False)
+def model(session: nox.Session) -> None:
+    """The models of queues and REST wire: 20,000 random runs each, in virtual time. The tests make 300."""
+    install(session, "-e", ".[all]", *group("test"))
+    machines = ["tests/transports/test_keyed_model.py", "tests/transports/test_rest_model.py"]
+    options = ["--numprocesses=2", "--dist=loadfile", "--hypothesis-show-statistics"]
+    session.run("pytest", *options, *machines, *session.posargs, env={"PULSECART_MODEL_RUNS": "20000"})
+
+
+@nox.session(python=NEWEST, default=False)
 def bench(session: nox.Session) -> None:
     """The benchmark: pulsecart compared with its peers and with the least that its work can cost. Needs Node and Go."""
     for command, what in {"npm": "no Node: install it, with npm", "go": f"no Go: {GO_PACKAGES}"}.items():

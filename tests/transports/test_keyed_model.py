@@ -27,7 +27,7 @@ from pulsecart import (
 from pulsecart.ports import Load, Unobserved
 from pulsecart.transports.keyed import GRACE, Failure, KeyedQueues, Request
 from tests.transports.messages import TOPICS, message
-from tests.transports.virtual import VirtualLoop
+from tests.transports.virtual import MODEL_RUNS, VirtualLoop
 
 DEADLINE = 2.0
 KEYS = ["", "a", "b"]
@@ -236,4 +236,4 @@ class Queues(RuleBasedStateMachine):
 
 def test_promises_hold_for_random_transports():
     """Whatever `send` does, messages of a key stay in order, every one ends in time, and nothing stays counted."""
-    run_state_machine_as_test(Queues, settings=settings(max_examples=300, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(Queues, settings=settings(max_examples=MODEL_RUNS, stateful_step_count=25, deadline=None))

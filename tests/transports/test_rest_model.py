@@ -1,7 +1,6 @@
 """The REST wire, its retries and its queues against a random network: order, accounting and confirmations hold."""
 
 import asyncio
-import os
 from contextlib import suppress
 
 from attrs import define
@@ -15,8 +14,8 @@ from pulsecart.transports import EmulatorTransport
 from pulsecart.transports.keyed import GRACE
 from tests.transports.messages import message
 from tests.transports.network import CONNECTS, FATES, Network, Sent, SimulatedLoop
+from tests.transports.virtual import MODEL_RUNS
 
-RUNS = int(os.environ.get("PULSECART_MODEL_RUNS", "300"))
 DEADLINE = 2.0
 CONNECTIONS = 3
 KEYS = ["", "a", "b", "c", "d"]
@@ -210,8 +209,5 @@ class Wire(RuleBasedStateMachine):
 
 
 def test_promises_hold_on_a_random_network():
-    """Whatever the network and the server do, nothing is confirmed that was not taken, and keys stay in order.
-
-    PULSECART_MODEL_RUNS is how many runs there are.
-    """
-    run_state_machine_as_test(Wire, settings=settings(max_examples=RUNS, stateful_step_count=30, deadline=None))
+    """Whatever the network and the server do, nothing is confirmed that was not taken, and keys stay in order."""
+    run_state_machine_as_test(Wire, settings=settings(max_examples=MODEL_RUNS, stateful_step_count=30, deadline=None))

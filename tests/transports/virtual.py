@@ -2,11 +2,15 @@
 
 import asyncio
 import functools
+import os
 import selectors
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["VirtualLoop", "in_virtual_time"]
+__all__ = ["MODEL_RUNS", "VirtualLoop", "in_virtual_time"]
+
+MODEL_RUNS = int(os.environ.get("PULSECART_MODEL_RUNS", "300"))
+"""How many random runs the tests of models make."""
 
 
 class _Jumping(selectors.DefaultSelector):
