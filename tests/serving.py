@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Served:
         self._listens = threading.Event()
         self._reads = threading.Event()
         self._reads.set()
+        self._paused = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = ""
@@ -66,8 +67,24 @@ class Served:
         return status
 
     def pause_reading(self) -> None:
-        """Stop reading the output, so that the pipe becomes full."""
+        """Stop reading the output after the next line."""
         self._reads.clear()
+
+    def fill_pipe(self) -> None:
+        """Stop reading the output, and write to its pipe until it is full."""
+        self.pause_reading()
+        pipe = os.open(f"/proc/{self.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            self._fill(pipe)
+            assert self._paused.wait(STOP_SECONDS)  # the reader has taken a last buffer, which made room
+            self._fill(pipe)
+        finally:
+            os.close(pipe)
+
+    def _fill(self, pipe: int) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b"x" * 99 + b"\n")
 
     def read_on(self) -> None:
         self._reads.set()
@@ -80,7 +97,9 @@ class Served:
                 self.url = found[1]
             if not self._listens.is_set() and self.url and "startup complete" in self.output:
                 self._listens.set()
-            self._reads.wait()
+            if not self._reads.is_set():
+                self._paused.set()
+                self._reads.wait()
         self._listens.set()
 
 

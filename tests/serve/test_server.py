@@ -262,21 +262,9 @@ def test_thread_that_hangs_does_not_keep_a_process_whose_log_is_full(tmp_path):
     (tmp_path / "hanging.py").write_text(HANGING)
     with serving("--transport", "hanging:Hanging", "--publish-deadline", "0.5", cwd=tmp_path) as served:
         publish_to_hanging(served.url)
-        served.pause_reading()
-        fill(Path(f"/proc/{served.pid}/fd/2"))
+        served.fill_pipe()
         served.tell_to_stop()
         end = time.monotonic() + 30
         while not os.waitid(os.P_PID, served.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             assert time.monotonic() < end, "the process does not end"
             time.sleep(0.05)
-
-
-def fill(pipe: Path) -> None:
-    """Write to a pipe until it is full."""
-    end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    try:
-        with suppress(BlockingIOError):
-            while True:
-                os.write(end, b"x" * 99 + b"\n")  # whole lines, after the first of which the reader pauses
-    finally:
-        os.close(end)
