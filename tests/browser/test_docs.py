@@ -12,6 +12,7 @@ def test_docs_list_events_and_routes(page, service, client):
     titles = [each.text for each in page.all("article h3")]
     assert titles == [*events, *(path for path, item in paths.items() for _ in item)]
     page.until_text("The order's id in the shop.", "[id='event-order.placed']")
+    page.until_text("1 to 1024 characters", "[id='event-order.placed']")
     page.until_text('"total": 89.90', "[id='event-order.placed'] pre")
     assert [each.text for each in page.all("header nav a") if each.is_displayed()] == ["Console", "Docs"]
 

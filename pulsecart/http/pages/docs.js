@@ -26,6 +26,25 @@ function table(names, rows) {
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", {}, name)))), h("tbody", {}, rows)));
 }
 
+/** Says what bounds a schema sets, and its default, in a few words each. */
+function boundsOf(schema) {
+  const range = (least, most, unit) => {
+    if (least === undefined && most === undefined) return null;
+    const text = least === undefined ? `at most ${most}` : most === undefined ? `at least ${least}` : least === most ? `${least}` : `${least} to ${most}`;
+    return unit ? `${text} ${unit}${(most ?? least) === 1 ? "" : "s"}` : text;
+  };
+  return [
+    range(schema.minLength, schema.maxLength, "character"),
+    range(schema.minimum, schema.maximum, ""),
+    schema.exclusiveMinimum !== undefined && `more than ${schema.exclusiveMinimum}`,
+    schema.exclusiveMaximum !== undefined && `less than ${schema.exclusiveMaximum}`,
+    range(schema.minItems, schema.maxItems, "element"),
+    range(schema.minProperties, schema.maxProperties, "member"),
+    schema.pattern && `matches ${schema.pattern}`,
+    "default" in schema && `default ${JSON.stringify(schema.default)}`,
+  ].filter(Boolean);
+}
+
 /** The rows of an object's fields, and those of the objects in them. */
 function fieldRows(schema, root, path = "") {
   const required = new Set(schema.required);
@@ -37,7 +56,7 @@ function fieldRows(schema, root, path = "") {
       h("td", { class: "name mono" }, path + name + suffix),
       h("td", {}, typeName(given, root)),
       h("td", { class: "short" }, required.has(name) ? "required" : h("span", { class: "quiet" }, "optional")),
-      h("td", {}, prose(described.description ?? "")));
+      h("td", {}, prose(described.description ?? ""), h("div", { class: "quiet" }, boundsOf(described).join(", "))));
     const isDeep = path.split(".").length > 4; // a class may contain itself
     return [row, ...(element.properties && !isDeep ? fieldRows(element, root, `${path}${name}${suffix}.`) : [])];
   });
