@@ -246,7 +246,10 @@ def _json(_logger: Any, _method: str, fields: Fields) -> str:
 
 
 class EventLog:
-    """Logs how events end. Of failures of one kind the first is logged at once, and then their number."""
+    """Logs how events end. Of failures of one kind the first is logged at once, and then their number.
+
+    A line with `repeated` stands for so many failures, the last of which it describes.
+    """
 
     def __init__(self, *, personal_data: bool = False) -> None:
         self._personal_data = personal_data
@@ -290,7 +293,7 @@ class EventLog:
         if left_out is None:
             self._last[name] = write
         else:
-            write(**({"repeated": left_out} if left_out else {}))
+            write(**({"repeated": left_out + 1} if left_out else {}))  # they were to be counted by now
             asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
 
     def batch(self, severity: str, outcome: str, accepted: int, failed: int, seconds: float, **fields: Any) -> None:

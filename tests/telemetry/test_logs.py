@@ -133,6 +133,7 @@ async def test_a_flood_of_failures_is_the_first_and_then_counts(lines, order_jso
         assert "repeated" not in counted[0]
         await asyncio.sleep(0.5)  # the flood is over
         assert lines() == []
+        monkeypatch.setattr(logs, "FLOOD_SECONDS", 60)
         for _ in range(3):
             await post(order_json())
     first, *rest = lines()
@@ -142,7 +143,7 @@ async def test_a_flood_of_failures_is_the_first_and_then_counts(lines, order_jso
 
 async def test_failures_behind_a_count_are_counted_too(lines, order_json, monkeypatch):
     """In a flood that goes on, a failure right behind a count is not logged at once, but with the next count."""
-    monkeypatch.setattr(logs, "FLOOD_SECONDS", 1)
+    monkeypatch.setattr(logs, "FLOOD_SECONDS", 2)
     async with posting(MemoryTransport(outage)) as post:
         found = []
         for _ in range(3):
@@ -154,6 +155,16 @@ async def test_failures_behind_a_count_are_counted_too(lines, order_json, monkey
         await post(order_json())
         assert lines() == []
     assert [line.get("repeated") for line in [*found, *lines()]] == [None, 2, 1]
+
+
+async def test_failures_before_a_late_count_are_counted(lines, monkeypatch):
+    """A failure that comes when the count is due, but the event loop was busy, is logged with those before it."""
+    log = logs.EventLog()
+    for seconds in (60, 60, 0, 60):
+        monkeypatch.setattr(logs, "FLOOD_SECONDS", seconds)
+        log.failed("warning", "failed", "broker-unavailable", 0.0)
+    log.flush()
+    assert [line.get("repeated") for line in lines()] == [None, 2, 1]
 
 
 async def test_a_refusal_for_good_is_an_error_in_the_midst_of_an_outage(lines, order_json):
