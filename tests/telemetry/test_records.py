@@ -194,7 +194,8 @@ def test_a_collector_that_hangs_fills_a_bounded_queue(tmp_path):
     with collector("grpc") as collects:
         collects.go_on.clear()
         bounds = {"OTEL_BLRP_MAX_QUEUE_SIZE": "10", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "5"}
-        with serving(cwd=tmp_path, **to(collects, **bounds)) as served:
+        patience = {"OTEL_EXPORTER_OTLP_TIMEOUT": "120"}  # no export fails, however long the events take
+        with serving(cwd=tmp_path, **to(collects, **bounds, **patience)) as served:
             for _ in range(100):
                 answer = post(served)
                 assert (answer.status_code, answer.elapsed.total_seconds() < 1) == (202, True)
