@@ -2,6 +2,21 @@
 
 from selenium.webdriver.support.ui import Select
 
+from tests.serving import serving
+
+REVIEWS = """
+from attrs import field, frozen, validators
+from pulsecart import Event, event
+
+@event("review.written", topic="reviews")
+@frozen(kw_only=True)
+class ReviewWritten(Event):
+    stars: int = field(validator=[validators.ge(1), validators.le(5)])
+    weight: float = field(default=0.5, validator=[validators.gt(0), validators.lt(1)])
+    words: list[str] = field(validator=validators.min_len(1))
+    sku: str = field(validator=[validators.max_len(20), validators.matches_re("[A-Z]+-[0-9]+")])
+"""
+
 
 def test_docs_list_events_and_routes(page, service, client):
     """Each event type has its fields and an example, each route its parameters and answers."""
@@ -15,6 +30,22 @@ def test_docs_list_events_and_routes(page, service, client):
     page.until_text("1 to 1024 characters", "[id='event-order.placed']")
     page.until_text('"total": 89.90', "[id='event-order.placed'] pre")
     assert [each.text for each in page.all("header nav a") if each.is_displayed()] == ["Console", "Docs"]
+
+
+def test_docs_show_bounds_and_defaults(page, tmp_path):
+    """What the validators of a field ask for, and what it is if it is left out, stand next to it."""
+    (tmp_path / "reviews.py").write_text(REVIEWS)
+    with serving("--transport", "memory", "--events", "reviews", cwd=tmp_path) as service:
+        page.open(f"{service.url}/docs")
+        page.one("[id='event-review.written']")
+        script = (
+            "return [...document.querySelectorAll(\"[id='event-review.written'] tbody tr\")].map((e) => e.innerText)"
+        )
+        rows = {row.split()[0]: row for row in page.run(script)}
+    assert "1 to 5" in rows["stars"]
+    assert "more than 0, less than 1, default 0.5" in rows["weight"]
+    assert "at least 1 element" in rows["words[]"]
+    assert "at most 20 characters, matches" in rows["sku"]
 
 
 def test_docs_send_an_event(page, service, client):
