@@ -92,47 +92,30 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     _log.error("%s: %r", found.err_msg or "Exception ignored in", found.object, exc_info=found.exc_value)
 
 
-class _Floods:
-    """Of things of one kind lets one pass in `FLOOD_SECONDS`, and counts those that it leaves out."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[Hashable, tuple[float, int]] = {}
-
-    def passes(self, kind: Hashable) -> int | None:
-        """Return how many were left out since the last one that passed; None if this one is left out, too."""
-        passed_at, left_out = self._kinds.get(kind, (-FLOOD_SECONDS, 0))
-        now = time.monotonic()
-        if now - passed_at < FLOOD_SECONDS:
-            self._kinds[kind] = passed_at, left_out + 1
-            return None
-        if len(self._kinds) >= MOST_KINDS:
-            self._kinds.clear()
-        self._kinds[kind] = now, 0
-        return left_out
-
-    def take(self, kind: Hashable) -> int:
-        """Return how many were left out, and start to count again. A kind of which none was left out is forgotten."""
-        _, left_out = self._kinds.pop(kind, (0.0, 0))
-        if left_out:
-            self._kinds[kind] = time.monotonic(), 0
-        return left_out
-
-
 class Flood(logging.Filter):
     """Of warnings and errors of one kind lets one pass in `FLOOD_SECONDS`, which says how many were left out before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._floods = _Floods()
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
+        """When one passed, and how many were left out since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record passes. Those logged by one line of code with the same arguments are of one kind."""
         if record.levelno < logging.WARNING:
             return True
-        left_out = self._floods.passes((record.pathname, record.lineno, str(record.args)))
+        kind = record.pathname, record.lineno, str(record.args)
+        passed_at, left_out = self._kinds.get(kind, (-FLOOD_SECONDS, 0))
+        now = time.monotonic()
+        if now - passed_at < FLOOD_SECONDS:
+            self._kinds[kind] = passed_at, left_out + 1
+            return False
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = now, 0
         if left_out:
             record.msg, record.args = f"{record.getMessage()} (and {left_out:,} more like it)", None
-        return left_out is not None
+        return True
 
 
 def formatter(project: str) -> structlog.stdlib.ProcessorFormatter:
@@ -248,14 +231,13 @@ def _json(_logger: Any, _method: str, fields: Fields) -> str:
 class EventLog:
     """Logs how events end. Of failures of one kind the first is logged at once, and then their number.
 
-    A line with `repeated` stands for so many failures, the last of which it describes.
+    A line with `repeated` stands for that number of failures, and describes the last one.
     """
 
     def __init__(self, *, personal_data: bool = False) -> None:
         self._personal_data = personal_data
-        self._floods = _Floods()
-        self._last: dict[Hashable, Callable[..., None]] = {}
-        """By kind, what logs the last failure that was left out."""
+        self._left_out: dict[Hashable, tuple[int, Callable[..., None] | None]] = {}
+        """By kind of which a count is due, how many failures it stands for, and what logs the last of them."""
 
     @cached_property
     def _log(self) -> Any:
@@ -289,12 +271,11 @@ class EventLog:
         }
         name = problem, fields.get("event_type"), fields.get("error_type"), fields.get("source")
         write = partial(getattr(self._log, severity), **fields)
-        left_out = self._floods.passes(name)
-        if left_out is None:
-            self._last[name] = write
+        if name in self._left_out:
+            self._left_out[name] = self._left_out[name][0] + 1, write
         else:
-            write(**({"repeated": left_out + 1} if left_out else {}))  # they were to be counted by now
-            asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
+            write()
+            self._count_later(name)
 
     def batch(self, severity: str, outcome: str, accepted: int, failed: int, seconds: float, **fields: Any) -> None:
         """Log the end of a batch: its outcome, and how many events of it were accepted and have failed."""
@@ -317,14 +298,17 @@ class EventLog:
 
     def flush(self) -> None:
         """Log what was left out so far."""
-        for name in list(self._last):
-            self._log_left_out(name, again=False)
+        for name, (left_out, write) in self._left_out.items():
+            if write is not None:
+                write(repeated=left_out)
+            self._left_out[name] = 0, None
 
-    def _log_left_out(self, name: Hashable, *, again: bool = True) -> None:
-        write = self._last.pop(name, None)
-        left_out = self._floods.take(name)
-        if write is None or not left_out:
-            return  # the flood is over
-        write(repeated=left_out)
-        if again:
-            asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._log_left_out, name)
+    def _count_later(self, name: Hashable) -> None:
+        self._left_out[name] = 0, None
+        asyncio.get_running_loop().call_later(FLOOD_SECONDS, self._count, name)
+
+    def _count(self, name: Hashable) -> None:
+        left_out, write = self._left_out.pop(name)
+        if write is not None:  # otherwise the flood is over
+            write(repeated=left_out)
+            self._count_later(name)

@@ -157,14 +157,35 @@ async def test_failures_behind_a_count_are_counted_too(lines, order_json, monkey
     assert [line.get("repeated") for line in [*found, *lines()]] == [None, 2, 1]
 
 
-async def test_failures_before_a_late_count_are_counted(lines, monkeypatch):
-    """A failure that comes when the count is due, but the event loop was busy, is logged with those before it."""
+async def test_failures_while_a_count_is_late_are_in_it(lines, monkeypatch):
+    """Failures that come when a count is due, but the event loop has been busy, are part of that count."""
+    monkeypatch.setattr(logs, "FLOOD_SECONDS", 0)
     log = logs.EventLog()
-    for seconds in (60, 60, 0, 60):
-        monkeypatch.setattr(logs, "FLOOD_SECONDS", seconds)
+    for _ in range(4):
+        log.failed("warning", "failed", "broker-unavailable", 0.0)
+    found = []
+    async with asyncio.timeout(20):
+        while len(found) < 2:
+            await asyncio.sleep(0)
+            found += lines()
+    assert [line.get("repeated") for line in found] == [None, 3]
+
+
+async def test_what_was_flushed_is_not_counted_again(lines, monkeypatch):
+    """A count that is due after a flush holds only the failures since."""
+    monkeypatch.setattr(logs, "FLOOD_SECONDS", 0)
+    log = logs.EventLog()
+    for _ in range(4):
         log.failed("warning", "failed", "broker-unavailable", 0.0)
     log.flush()
-    assert [line.get("repeated") for line in lines()] == [None, 2, 1]
+    log.flush()
+    log.failed("warning", "failed", "broker-unavailable", 0.0)
+    found = lines()
+    async with asyncio.timeout(20):
+        while len(found) < 3:
+            await asyncio.sleep(0)
+            found += lines()
+    assert [line.get("repeated") for line in found] == [None, 3, 1]
 
 
 async def test_a_refusal_for_good_is_an_error_in_the_midst_of_an_outage(lines, order_json):
