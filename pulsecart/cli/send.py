@@ -6,6 +6,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import sys
 import time
 import zlib
@@ -98,16 +99,16 @@ def command(  # noqa: PLR0913 (an argument for each option)
       4    the service refuses the requests as a whole, for example because of the key
       130  ended by Ctrl+C (143: by SIGTERM)
     """  # noqa: D301 (\b is click's)
+    interrupts = _Interrupts()
     with (
         _open_client(to, key, attempts, batch_events) as client,
-        _Source.open(file) as source,
+        _Source.open(file, interrupts) as source,
         _open_failures(failures, file, checkpoint) as failed,
-        _Interrupts() as interrupts,
+        interrupts,
     ):
         run = _Run(client, source, _load(checkpoint, to), checkpoint, failed, interrupts)
         try:
-            with interrupts.awaiting():
-                run.skip()
+            run.skip()
             with _reporting(source, report_every) as report:
                 run.send(report)
         except KeyboardInterrupt:
@@ -195,11 +196,11 @@ class _Source:
 
     @classmethod
     @contextmanager
-    def open(cls, name: str) -> Iterator[Self]:
+    def open(cls, name: str, interrupts: "_Interrupts") -> Iterator[Self]:
         if name == "-":
             if sys.stdin is None:
                 raise click.UsageError("standard input is closed")
-            yield cls("standard input", sys.stdin.buffer, _Input(sys.stdin.fileno()))
+            yield cls("standard input", sys.stdin.buffer, _Input(sys.stdin.fileno(), interrupts))
             return
         try:
             raw = Path(name).open("rb")  # noqa: SIM115 (closed below)
@@ -235,19 +236,15 @@ class _Source:
 class _Input:
     """Reads lines of standard input, and knows whether it would wait for one: a buffered reader does not tell."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, interrupts: "_Interrupts") -> None:
         self._file = file
+        self._interrupts = interrupts
         self._read = b""
         self._start = 0
 
     @property
     def idle(self) -> bool:
-        if self._read.find(b"\n", self._start) >= 0:
-            return False
-        try:
-            return not select.select([self._file], [], [], IDLE_SECONDS)[0]
-        except OSError:  # pragma: no cover (Windows can select sockets only: its requests are sent when they are full)
-            return False
+        return self._read.find(b"\n", self._start) < 0 and not self._interrupts.wait_for(self._file, IDLE_SECONDS)
 
     def readline(self, limit: int) -> bytes:
         """Return the next line with its end, but at most `limit` bytes; empty at the end."""
@@ -262,6 +259,8 @@ class _Input:
             parts.append(part)
             if not limit or part.endswith(b"\n"):
                 break
+            while not self._interrupts.wait_for(self._file):
+                pass
             self._read, self._start = os.read(self._file, READ_BYTES), 0
             if not self._read:
                 break
@@ -328,14 +327,21 @@ def _append(file: BinaryIO | None, lines: bytes) -> None:
 
 
 class _Interrupts:
-    """SIGINT and SIGTERM: they wait for the request in progress, except the second one, or while a line is awaited."""
+    """SIGINT and SIGTERM: the first one waits for the request in progress, the second one does not.
+
+    The first one raises nothing where it arrives, which may be anywhere, for example where a lock is held.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
-        self.reading = False
+        self._waiting = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        self._wakes, self._woken = socket.socketpair()  # not a pipe, which Windows could not select
+        for end in (self._wakes, self._woken):
+            end.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and shells set it for background jobs
                 self._before[number] = signal.signal(number, self._note)
@@ -344,24 +350,34 @@ class _Interrupts:
     def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._wakes.close()
+        self._woken.close()
 
     def _note(self, number: int, _frame: object) -> None:
         again, self.signal = self.signal, number
-        if again or self.reading:
+        if again:
             raise KeyboardInterrupt
-        with suppress(OSError):  # not through a stream, which may be what the signal has interrupted
-            os.write(2, b"\nFinishing the request in progress; press Ctrl+C again to end at once.\n")
+        if not self._waiting:
+            with suppress(OSError):  # not through a stream, which may be what the signal has interrupted
+                os.write(2, b"\nFinishing the request in progress; press Ctrl+C again to end at once.\n")
 
-    @contextmanager
-    def awaiting(self) -> Iterator[None]:
-        """Raise `KeyboardInterrupt` in this block if there was a signal, or is one."""
-        self.reading = True
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if there was a signal."""
+        if self.signal:
+            raise KeyboardInterrupt
+
+    def wait_for(self, file: int, seconds: float | None = None) -> bool:
+        """Return whether a file can be read, at the latest after so many seconds or a signal, for which see `check`."""
+        self._waiting = True
         try:
-            if self.signal:
-                raise KeyboardInterrupt
-            yield
+            ready = select.select([file, self._woken.fileno()], [], [], seconds)[0]
+        except OSError:  # pragma: no cover (Windows can select sockets only: its requests are sent when they are full)
+            return True
         finally:
-            self.reading = False
+            self._waiting = False
+        self.check()
+        return file in ready
 
 
 Report = Callable[[int, int], None]
@@ -436,7 +452,7 @@ class _Run:
         """Read the lines that are settled."""
         source, progress = self.source, self.progress
         while source.lines < progress.lines and source.line():
-            pass
+            self.interrupts.check()
         if source.digest.hexdigest() != progress.digest:
             raise click.UsageError(
                 f"{source.name} does not begin with the {progress.lines:,} lines that the checkpoint says are sent; "
@@ -465,9 +481,9 @@ class _Run:
 
     def _events(self) -> Iterator[bytes | None]:
         while True:
+            self.interrupts.check()
             try:
-                with self.interrupts.awaiting():
-                    line = self.source.line()
+                line = self.source.line()
             except click.ClickException as error:  # what has been read is still sent
                 self.end(FAILED, error.message)
                 return
@@ -476,9 +492,7 @@ class _Run:
             if text := line.strip(b" \t\r\n"):
                 self.waiting.append((text, self.source.lines, self.source.digest.hexdigest()))
                 yield text
-            with self.interrupts.awaiting():
-                idle = self.source.idle
-            if idle:
+            if self.source.idle:
                 yield None  # sends what is there
 
     def _settle(self, outcomes: Sequence["Outcome"]) -> None:
