@@ -259,8 +259,7 @@ class _Input:
             parts.append(part)
             if not limit or part.endswith(b"\n"):
                 break
-            while not self._interrupts.wait_for(self._file):
-                pass
+            self._interrupts.wait_for(self._file)
             self._read, self._start = os.read(self._file, READ_BYTES), 0
             if not self._read:
                 break
@@ -376,7 +375,7 @@ class _Interrupts:
             return True
         finally:
             self._waiting = False
-        self.check()
+        self.check()  # Python runs the handler of a signal that has ended the wait before this call
         return file in ready
 
 
