@@ -103,9 +103,11 @@ def _available(subscription: dict[str, Any]) -> list[Any]:
 
 @contextmanager
 def subscriptions(
-    topics: list[str], *, port: int = 0, pull_seconds: float = 0.5, certificate: Any = None
+    topics: list[str], *, port: int = 0, pull_seconds: float = 0.5, certificate: Any = None, kept: Any = None
 ) -> Iterator[Subscriptions]:
+    """Run the server, which already has the subscriptions in `kept` when it begins to listen."""
     server = Subscriptions(topics, pull_seconds)
+    server.subscriptions = kept or {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -438,8 +438,7 @@ def test_broker_that_comes_back(tmp_path):
         kept = broker.subscriptions
         broker.stop()
         until(lambda: b"The broker does not answer, trying again: " in tail.errors)
-        with subscriptions([TOPIC], port=int(broker.host.rpartition(":")[2])) as again:
-            again.subscriptions = kept
+        with subscriptions([TOPIC], port=int(broker.host.rpartition(":")[2]), kept=kept) as again:
             again.publish(TOPIC, order(1))
             tail.wait_for(1)
             assert tail.end(signal.SIGINT) == 0
